@@ -24,7 +24,11 @@ TRANSPORTS = ("auto", "shm", "tcp")
 
 
 def setting(
-    default: Any, help: str, *, choices: Sequence[str] | None = None, check: Callable[[Any], bool] | None = None,
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    check: Callable[[Any], bool] | None = None,
     right: str = "",
 ) -> Any:
     """A field that is a flag. `check` says whether a value will do and `right` what would."""
@@ -36,7 +40,10 @@ def at_least(least: float) -> dict[str, Any]:
 
 
 _PORT = {"check": lambda value: 0 <= value <= 65535, "right": "between 0 (pick a free one) and 65535"}
-_POSITIVE_OR_AUTO = {"check": lambda value: value >= 0, "right": "a positive number, or 0 to choose by itself"}
+_POSITIVE_OR_AUTO = {
+    "check": lambda value: value >= 0,
+    "right": "a positive number, or 0 to choose by itself",
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,9 @@ class ModelConfig:
 @dataclass(frozen=True)
 class CacheConfig:
     block_size: int = setting(16, "tokens of one KV block", **at_least(1))
-    kv_blocks: int = setting(0, "blocks of the KV pool; 0: as many as memory sensibly allows", **_POSITIVE_OR_AUTO)
+    kv_blocks: int = setting(
+        0, "blocks of the KV pool; 0: as many as memory sensibly allows", **_POSITIVE_OR_AUTO
+    )
     enable_prefix_caching: bool = setting(True, "keep the blocks of finished requests for others to hit")
 
 
@@ -67,7 +76,9 @@ class SchedulerConfig:
 @dataclass(frozen=True)
 class TransferConfig:
     transport: str = setting("auto", "how blocks move; auto: shm on one host, tcp else", choices=TRANSPORTS)
-    lease_seconds: float = setting(10.0, "how long offered blocks wait for a claim or its renewal", **at_least(0.1))
+    lease_seconds: float = setting(
+        10.0, "how long offered blocks wait for a claim or its renewal", **at_least(0.1)
+    )
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,9 @@ class DiscoveryConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    log_level: str = setting("info", "least severity that is logged", choices=("debug", "info", "warning", "error"))
+    log_level: str = setting(
+        "info", "least severity that is logged", choices=("debug", "info", "warning", "error")
+    )
 
 
 @dataclass(frozen=True)
@@ -99,7 +112,9 @@ class WorkerConfig:
     advertise_host: str = setting("", "host that others reach this worker by; without it, --host")
     grpc_port: int = setting(0, "port of the gRPC server; 0: any free one", **_PORT)
     metrics_port: int = setting(0, "port of /metrics; 0: any free one", **_PORT)
-    drain_seconds: float = setting(30.0, "how long open requests may take to end after SIGTERM", **at_least(0))
+    drain_seconds: float = setting(
+        30.0, "how long open requests may take to end after SIGTERM", **at_least(0)
+    )
 
 
 @dataclass(frozen=True)
@@ -110,7 +125,9 @@ class DecodeConfig(WorkerConfig):
 @dataclass(frozen=True)
 class RoutingConfig:
     local_prefill_tokens: int = setting(
-        64, "an uncached prompt suffix of at most so many tokens is prefilled on the decode worker", **at_least(0)
+        64,
+        "an uncached prompt suffix of at most so many tokens is prefilled on the decode worker",
+        **at_least(0),
     )
     request_timeout_seconds: float = setting(600.0, "deadline of requests that bring none", **at_least(0.001))
     resume_timeout_seconds: float = setting(
@@ -131,7 +148,9 @@ class RouterConfig:
     grpc_port: int = setting(50051, "port of the gRPC door; 0: any free one", **_PORT)
     http_port: int = setting(8000, "port of the HTTP door; 0: any free one", **_PORT)
     max_message_bytes: int = setting(16 * 1024 * 1024, "largest request that is read", **at_least(1024))
-    drain_seconds: float = setting(30.0, "how long open requests may take to end after SIGTERM", **at_least(0))
+    drain_seconds: float = setting(
+        30.0, "how long open requests may take to end after SIGTERM", **at_least(0)
+    )
 
 
 @dataclass(frozen=True)
@@ -151,7 +170,9 @@ class UpConfig:
     host: str = setting("127.0.0.1", "address to listen on")
     grpc_port: int = setting(50051, "port of the gRPC door; 0: any free one", **_PORT)
     http_port: int = setting(8000, "port of the HTTP door; 0: any free one", **_PORT)
-    drain_seconds: float = setting(30.0, "how long open requests may take to end after SIGTERM", **at_least(0))
+    drain_seconds: float = setting(
+        30.0, "how long open requests may take to end after SIGTERM", **at_least(0)
+    )
 
 
 @dataclass(frozen=True)
@@ -173,9 +194,7 @@ class _Flag:
         return "BATON_" + self.name.upper()
 
 
-def parse(
-    cls: type[T], argv: Sequence[str], *, prog: str, environ: Mapping[str, str] | None = None
-) -> T:
+def parse(cls: type[T], argv: Sequence[str], *, prog: str, environ: Mapping[str, str] | None = None) -> T:
     """A `cls` from flags, the environment and defaults, in this order. Raises ConfigError; prints help and exits
     on --help."""
     environ = os.environ if environ is None else environ

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 from typing import NamedTuple, NewType
 
 TokenId = NewType("TokenId", int)
@@ -29,7 +30,8 @@ class AttemptId(NamedTuple):
         return f"{self.request_id}#{self.attempt}"
 
 
-class BlockRef(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class BlockRef:
     """One use of one block of a pool."""
 
     index: BlockIndex

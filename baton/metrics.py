@@ -61,7 +61,9 @@ class RequestMetrics:
             "vllm:request_success", "Requests ended, by reason.", "model_name", "finished_reason"
         )
         self._model_name = model_name
-        self.prompt_tokens = metrics._counter("vllm:prompt_tokens", "Prompt tokens taken.", "model_name").labels(**label)
+        self.prompt_tokens = metrics._counter(
+            "vllm:prompt_tokens", "Prompt tokens taken.", "model_name"
+        ).labels(**label)
         self.generation_tokens = metrics._counter(
             "vllm:generation_tokens", "Tokens generated.", "model_name"
         ).labels(**label)
@@ -128,7 +130,9 @@ class WorkerMetrics:
 
 class RouterMetrics:
     def __init__(self, metrics: Metrics) -> None:
-        self.requests_open = metrics._gauge("baton_requests_open", "Requests that have had no terminal reply yet.")
+        self.requests_open = metrics._gauge(
+            "baton_requests_open", "Requests that have had no terminal reply yet."
+        )
         self.requests_resumed = metrics._counter(
             "baton_requests_resumed", "Times a stream went on after its worker or its handoff was lost."
         )

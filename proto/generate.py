@@ -18,11 +18,12 @@ INIT = '"""Generated from proto/baton/v1/ by `make proto`; never edited."""\n'
 
 
 def generate(out: Path) -> None:
-    plugin = Path(sys.executable).with_name("protoc-gen-mypy_grpc")
+    plugins = Path(sys.executable).parent  # the stubs of mypy-protobuf, not protoc's own, pass mypy --strict
     command = [
         sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'proto'}", f"-I{files('grpc_tools') / '_proto'}",
-        f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}",
-        f"--plugin=protoc-gen-mypy_grpc={plugin}", f"--mypy_grpc_out={out}",
+        f"--python_out={out}", f"--grpc_python_out={out}",
+        f"--plugin=protoc-gen-mypy={plugins / 'protoc-gen-mypy'}", f"--mypy_out=quiet:{out}",
+        f"--plugin=protoc-gen-mypy_grpc={plugins / 'protoc-gen-mypy_grpc'}", f"--mypy_grpc_out=quiet:{out}",
         *(str(p) for p in PROTOS),
     ]  # fmt: skip
     subprocess.run(command, check=True)

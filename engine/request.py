@@ -1,0 +1,68 @@
+"""A request inside the engine: counters and holds, no behaviour of its own. The scheduler owns it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from baton.hashing import chain_hash
+from baton.ids import AttemptId, BlockHash, BlockIndex
+from engine.messages import AddRequest, Way
+
+
+class Phase(Enum):
+    """
+    WAITING ► RUNNING ► ended             GENERATE, PREFILL
+       ▲         │ preempted
+       └─────────┘
+    WAITING ► RECEIVING ► RUNNING ► ended     RECEIVE; once committed it is like any other
+    """
+
+    WAITING = "waiting"
+    """Holds nothing."""
+    RECEIVING = "receiving"
+    """Its blocks are reserved; a transfer fills them."""
+    RUNNING = "running"
+    """Has a slot, and blocks for every token it knows."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    add: AddRequest
+    tokens: list[int]
+    """All that is known: the prompt and the generated tokens."""
+    last_hash: BlockHash
+    """Chain hash of the last of `hashes`, or the root."""
+    phase: Phase = Phase.WAITING
+    num_computed: int = 0
+    """Tokens whose KV is in `blocks`."""
+    blocks: list[BlockIndex] = field(default_factory=list)
+    hashes: list[BlockHash] = field(default_factory=list)
+    """Of the full blocks of `tokens`, as far as they were needed."""
+    slot: int = -1
+    num_cached: int | None = None
+    """Prompt tokens found in the prefix cache at first admission; None before it."""
+    num_hit_blocks: int = 0
+    """The first so many of `blocks` were found in the prefix cache at the last admission."""
+
+    @property
+    def id(self) -> AttemptId:
+        return self.add.id
+
+    @property
+    def way(self) -> Way:
+        return self.add.way
+
+    @property
+    def num_uncomputed(self) -> int:
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - self.add.num_prompt_tokens
+
+    def extend_hashes(self, num_tokens: int, block_size: int) -> None:
+        """Names all blocks that are full with the first `num_tokens` tokens."""
+        for start in range(len(self.hashes) * block_size, num_tokens - block_size + 1, block_size):
+            self.last_hash = chain_hash(self.last_hash, self.tokens[start : start + block_size])
+            self.hashes.append(self.last_hash)

@@ -1,0 +1,345 @@
+"""Decides what each step computes. Pure: no torch, no clock, no network; the same commands give the same plans.
+
+A step's plan mixes decodes and prefill chunks: decodes first, one token each, then prefills with what is left of the
+token budget, then new requests, first come first served. A request gets blocks for all tokens it knows when it is
+admitted, so only decodes grow; where one cannot, the youngest running request is preempted: its blocks go, its
+tokens stay, and it waits at the head of the queue to be computed again.
+
+Blocks that another worker may read (OFFERED) or that a transfer may write (LANDING, QUARANTINED) are never taken
+away here: they go when the command that ends the transfer says so.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from baton.hashing import root_hash
+from baton.ids import AttemptId, BlockIndex
+from engine.block_pool import BlockPool, Hold
+from engine.holdings import Holdings
+from engine.messages import (
+    Abort,
+    AddRequest,
+    Command,
+    Commit,
+    DropLanding,
+    Ended,
+    EndReason,
+    Event,
+    FreeQuarantined,
+    Load,
+    Offered,
+    ReleaseOffer,
+    Reserved,
+    Sealed,
+    Tokens,
+    Way,
+)
+from engine.plan import NewSequence, ScheduledSequence, StepPlan, StepResult
+from engine.request import Phase, Request
+
+
+@dataclass(frozen=True)
+class SchedulerLimits:
+    block_size: int
+    max_num_seqs: int
+    """Slots: requests that run or receive at once."""
+    max_num_batched_tokens: int
+    """Tokens of one step."""
+    max_model_len: int
+    """Prompt and answer together; the pool holds at least so many."""
+    eos_token_ids: frozenset[int]
+    model_fingerprint: bytes
+
+
+@dataclass
+class SchedulerCounters:
+    """Ever growing."""
+
+    preemptions: int = 0
+    prefix_queries: int = 0
+    """Tokens looked up in the prefix cache."""
+    prefix_hits: int = 0
+    stale_commands: int = 0
+    """About requests that are over or never were: harmless."""
+
+
+class Scheduler:
+    def __init__(self, pool: BlockPool, limits: SchedulerLimits) -> None:
+        self.limits = limits
+        self.counters = SchedulerCounters()
+        self._pool = pool
+        self._holdings = Holdings(pool, limits.block_size)
+        self._requests: dict[AttemptId, Request] = {}
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []  # the longest in the batch first
+        self._num_receiving = 0
+        self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
+        self._unplanned: list[Request] = []  # have a slot that the runner does not know yet
+        self._planned: list[tuple[Request, ScheduledSequence]] = []
+        self._events: list[Event] = []
+        self._handlers: dict[type[Any], Callable[[Any], None]] = {
+            AddRequest: self._on_add,
+            Abort: self._on_abort,
+            ReleaseOffer: self._on_release_offer,
+            Commit: self._on_commit,
+            DropLanding: self._on_drop_landing,
+            FreeQuarantined: self._on_free_quarantined,
+        }
+
+    # --- the step
+
+    def handle(self, command: Command) -> None:
+        """Between two steps only."""
+        self._handlers[type(command)](command)
+
+    def schedule(self) -> StepPlan:
+        """The next step; empty when there is nothing to compute. `apply` must follow."""
+        budget = self.limits.max_num_batched_tokens
+        for request in [r for r in self._running if r.num_uncomputed == 1]:
+            if request.phase is Phase.RUNNING and budget > 0:  # it may have been preempted for an older one
+                budget -= self._plan_decode(request)
+        for request in [r for r in self._running if r.num_uncomputed > 1]:
+            budget -= self._plan_prefill(request, budget)
+        while self._waiting and (budget > 0 or self._receives(self._waiting[0])):
+            request = self._waiting[0]
+            if not self._admit(request):
+                break
+            self._waiting.popleft()
+            if request.phase is Phase.RUNNING:
+                budget -= self._plan_prefill(request, budget)
+        new = tuple(map(_new_sequence, self._unplanned))
+        self._unplanned = []
+        return StepPlan(new, tuple(scheduled for _, scheduled in self._planned))
+
+    def apply(self, result: StepResult) -> None:
+        """Takes in what the step drew."""
+        drawn = iter(result.token_ids)
+        planned, self._planned = self._planned, []
+        for request, scheduled in planned:
+            self._computed(request, scheduled.start + scheduled.count)
+            if scheduled.sample:
+                self._append(request, next(drawn))
+
+    def drain_events(self) -> list[Event]:
+        """What has happened since the last call, in order."""
+        events, self._events = self._events, []
+        return [*events, *self._pool.drain_events()]
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `schedule` might plan something."""
+        return bool(self._running or self._waiting)
+
+    def load(self) -> Load:
+        return Load(
+            running=len(self._running),
+            waiting=len(self._waiting) + self._num_receiving,
+            queued_tokens=sum(r.num_uncomputed for r in (*self._waiting, *self._running)),
+            blocks=self._pool.counts(),
+        )
+
+    def open_requests(self) -> list[AttemptId]:
+        """All that have had no Ended yet."""
+        return list(self._requests)
+
+    # --- planning
+
+    def _plan_decode(self, request: Request) -> int:
+        new_blocks = self._holdings.grow(request)
+        while new_blocks is None:
+            victim = self._youngest_preemptible()
+            self._preempt(victim or request)
+            if victim is None or victim is request:
+                return 0
+            new_blocks = self._holdings.grow(request)
+        return self._plan(request, 1, new_blocks)
+
+    def _plan_prefill(self, request: Request, budget: int) -> int:
+        count = min(request.num_uncomputed, budget)
+        return self._plan(request, count, ()) if count > 0 else 0
+
+    def _plan(self, request: Request, count: int, new_blocks: tuple[BlockIndex, ...]) -> int:
+        sample = count == request.num_uncomputed
+        sequence = ScheduledSequence(request.slot, request.num_computed, count, new_blocks, sample)
+        self._planned.append((request, sequence))
+        return count
+
+    def _youngest_preemptible(self) -> Request | None:
+        planned = {request.slot for request, _ in self._planned}
+        for request in reversed(self._running):
+            if request.way is not Way.PREFILL and request.slot not in planned:
+                return request
+        return None
+
+    def _preempt(self, request: Request) -> None:
+        self.counters.preemptions += 1
+        self._stop_running(request)
+        request.phase = Phase.WAITING
+        self._waiting.appendleft(request)
+
+    def _receives(self, request: Request) -> bool:
+        """Whether another worker computes the request's prompt. Once preempted, it is computed here."""
+        return request.way is Way.RECEIVE and request.num_cached is None
+
+    def _admit(self, request: Request) -> bool:
+        """Gives the head of the queue its blocks, and a slot if it can run. False: it stays, holding nothing."""
+        if len(self._running) + self._num_receiving >= self.limits.max_num_seqs:
+            return False
+        receives = self._receives(request)
+        idle = not self._running and not self._num_receiving
+        reserved = self._holdings.reserve(
+            request,
+            hold=Hold.LANDING if receives else Hold.ACTIVE,
+            # One token has to be computed to draw the next from, unless another worker draws it.
+            reusable_tokens=len(request.tokens) - (0 if receives else 1),
+            # What starts without room to grow would be preempted at once.
+            growth=0 if request.way is Way.PREFILL or idle else 1,
+        )
+        if not reserved:
+            return False
+        first_time = request.num_cached is None
+        if first_time:
+            request.num_cached = min(request.num_computed, request.add.num_prompt_tokens)
+            self.counters.prefix_queries += len(request.tokens)
+            self.counters.prefix_hits += request.num_computed
+        if receives:
+            request.phase = Phase.RECEIVING
+            self._num_receiving += 1
+            self._events.append(Reserved(request.id, self._holdings.refs(request), request.num_hit_blocks))
+            return True
+        self._start_running(request)
+        if request.way is Way.PREFILL and first_time:
+            self._offer(request)
+        return True
+
+    def _offer(self, request: Request) -> None:
+        self._holdings.offer(request)
+        cached = request.num_computed
+        self._events.append(Offered(request.id, self._holdings.refs(request), len(request.tokens), cached))
+        if cached:
+            self._events.append(Sealed(request.id, request.num_hit_blocks))
+
+    def _start_running(self, request: Request) -> None:
+        request.phase = Phase.RUNNING
+        request.slot = self._free_slots.pop()
+        self._running.append(request)
+        self._unplanned.append(request)
+
+    def _stop_running(self, request: Request) -> None:
+        self._running.remove(request)
+        if request in self._unplanned:
+            self._unplanned.remove(request)
+        self._free_slots.append(request.slot)
+        self._holdings.release(request)
+
+    # --- progress
+
+    def _computed(self, request: Request, num_tokens: int) -> None:
+        self._holdings.computed(request, num_tokens)
+        if request.way is Way.PREFILL:
+            done = num_tokens == len(request.tokens)
+            end = len(request.blocks) if done else num_tokens // self.limits.block_size
+            self._events.append(Sealed(request.id, end))
+
+    def _append(self, request: Request, token_id: int) -> None:
+        index = request.num_generated
+        request.tokens.append(token_id)
+        self._events.append(Tokens(request.id, index, (token_id,), request.num_cached or 0))
+        reason = self._end_reason(request, token_id)
+        if reason is None and request.way is Way.PREFILL:
+            reason = EndReason.PREFILLED
+        if reason is not None:
+            self._end(request, reason)
+
+    def _end_reason(self, request: Request, token_id: int) -> EndReason | None:
+        sampling = request.add.sampling
+        if request.num_generated >= sampling.min_tokens:
+            stops_model = token_id in self.limits.eos_token_ids and not sampling.ignore_eos
+            if stops_model or token_id in sampling.stop_token_ids:
+                return EndReason.STOP
+        at_most = sampling.max_tokens
+        if len(request.tokens) >= self.limits.max_model_len or (
+            at_most is not None and request.num_generated >= at_most
+        ):
+            return EndReason.LENGTH
+        return None
+
+    def _end(self, request: Request, reason: EndReason, message: str = "") -> None:
+        if request.phase is Phase.RUNNING:
+            self._stop_running(request)
+        elif request.phase is Phase.RECEIVING:
+            self._num_receiving -= 1
+            self._holdings.release(request)
+        else:
+            self._waiting.remove(request)
+        del self._requests[request.id]
+        self._events.append(Ended(request.id, reason, message))
+
+    # --- commands
+
+    def _on_add(self, command: AddRequest) -> None:
+        if command.id in self._requests:
+            self.counters.stale_commands += 1  # a repeat
+            return
+        num_tokens, most = len(command.token_ids), self.limits.max_model_len - 1
+        if not 0 < num_tokens <= most:
+            message = f"{num_tokens} tokens do not fit: this worker takes 1 to {most} and adds at least one"
+            self._events.append(Ended(command.id, EndReason.INVALID, message))
+            return
+        root = root_hash(self.limits.model_fingerprint, salt=command.cache_salt)
+        self._requests[command.id] = request = Request(command, list(command.token_ids), root)
+        self._waiting.append(request)
+
+    def _on_abort(self, command: Abort) -> None:
+        request = self._open(command.id)
+        if request is None:
+            return
+        if request.phase is Phase.RECEIVING:
+            self._holdings.drop_landing(request, in_flight=True)
+        self._end(request, command.reason, command.message)
+
+    def _on_release_offer(self, command: ReleaseOffer) -> None:
+        if not self._holdings.end_offer(command.id):
+            self.counters.stale_commands += 1
+
+    def _on_commit(self, command: Commit) -> None:
+        request = self._open(command.id, Phase.RECEIVING)
+        if request is None:
+            return
+        self._holdings.commit(request)
+        self._num_receiving -= 1
+        self._start_running(request)
+        self._append(request, command.first_token)
+
+    def _on_drop_landing(self, command: DropLanding) -> None:
+        request = self._open(command.id, Phase.RECEIVING)
+        if request is None:
+            return
+        self._holdings.drop_landing(request, in_flight=command.in_flight)
+        self._end(request, command.reason, command.message)
+
+    def _on_free_quarantined(self, command: FreeQuarantined) -> None:
+        if not self._holdings.end_quarantine(command.id):
+            self.counters.stale_commands += 1
+
+    def _open(self, request_id: AttemptId, phase: Phase | None = None) -> Request | None:
+        """The request, if it has not ended and is in `phase`; else the command about it is counted as stale."""
+        request = self._requests.get(request_id)
+        if request is None or (phase is not None and request.phase is not phase):
+            self.counters.stale_commands += 1
+            return None
+        return request
+
+
+def _new_sequence(request: Request) -> NewSequence:
+    return NewSequence(
+        slot=request.slot,
+        token_ids=tuple(request.tokens),
+        num_prompt_tokens=request.add.num_prompt_tokens,
+        block_table=tuple(request.blocks),
+        sampling=request.add.sampling,
+    )
