@@ -498,6 +498,7 @@ class WorkerStatus(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     role: Global___WorkerRole.ValueType
     address: _builtins.str
@@ -506,6 +507,8 @@ class WorkerStatus(_message.Message):
     """`host:port` of its /metrics."""
     pid: _builtins.int
     state: Global___WorkerState.ValueType
+    detail: _builtins.str
+    """Why it takes no requests; empty where it does."""
     @_builtins.property
     def load(self) -> Global___Load: ...
     def __init__(
@@ -518,10 +521,11 @@ class WorkerStatus(_message.Message):
         pid: _builtins.int = ...,
         state: Global___WorkerState.ValueType = ...,
         load: Global___Load | None = ...,
+        detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "id", b"id", "load", b"load", "metrics", b"metrics", "pid", b"pid", "role", b"role", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "detail", b"detail", "id", b"id", "load", b"load", "metrics", b"metrics", "pid", b"pid", "role", b"role", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
