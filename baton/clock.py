@@ -1,4 +1,7 @@
-"""Time as a dependency: deadlines are kept by the holder's own monotonic clock, tests and the simulator bring theirs."""
+"""Time as a dependency: deadlines are kept by the holder's own monotonic clock.
+
+Tests and the simulator bring theirs.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Protocol
 
 class Clock(Protocol):
     def now(self) -> float:
-        """Seconds since some moment of this process's own; never goes back. Durations travel, this never does."""
+        """Seconds since a moment of this process's own; never goes back. Durations travel, this never does."""
 
 
 class MonotonicClock:

@@ -1,14 +1,15 @@
 """Every setting of every part, its flag, its default and its variable in the environment.
 
-A setting is a field of a frozen dataclass; dataclasses are composed. `parse` makes the command line from them:
-the field `max_model_len` becomes `--max-model-len` and can come from `BATON_MAX_MODEL_LEN`. No other file reads the
-environment. Where vLLM has a flag for the same thing, ours has its name.
+A setting is a field of a frozen dataclass; dataclasses are composed. `parse` makes the command line from
+them: the field `max_model_len` becomes `--max-model-len` and can come from `BATON_MAX_MODEL_LEN`. No other file
+reads the environment. Where vLLM has a flag for the same thing, ours has its name.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,8 +40,8 @@ def at_least(least: float) -> dict[str, Any]:
     return {"check": lambda value: value >= least, "right": f"at least {least:g}"}
 
 
-_PORT = {"check": lambda value: 0 <= value <= 65535, "right": "between 0 (pick a free one) and 65535"}
-_POSITIVE_OR_AUTO = {
+_PORT: dict[str, Any] = {"check": lambda value: 0 <= value <= 65535, "right": "between 0 (pick a free one) and 65535"}
+_POSITIVE_OR_AUTO: dict[str, Any] = {
     "check": lambda value: value >= 0,
     "right": "a positive number, or 0 to choose by itself",
 }
@@ -61,9 +62,7 @@ class ModelConfig:
 @dataclass(frozen=True)
 class CacheConfig:
     block_size: int = setting(16, "tokens of one KV block", **at_least(1))
-    kv_blocks: int = setting(
-        0, "blocks of the KV pool; 0: as many as memory sensibly allows", **_POSITIVE_OR_AUTO
-    )
+    kv_blocks: int = setting(0, "blocks of the KV pool; 0: as many as memory sensibly allows", **_POSITIVE_OR_AUTO)
     enable_prefix_caching: bool = setting(True, "keep the blocks of finished requests for others to hit")
 
 
@@ -76,9 +75,7 @@ class SchedulerConfig:
 @dataclass(frozen=True)
 class TransferConfig:
     transport: str = setting("auto", "how blocks move; auto: shm on one host, tcp else", choices=TRANSPORTS)
-    lease_seconds: float = setting(
-        10.0, "how long offered blocks wait for a claim or its renewal", **at_least(0.1)
-    )
+    lease_seconds: float = setting(10.0, "how long offered blocks wait for a claim or its renewal", **at_least(0.1))
 
 
 @dataclass(frozen=True)
@@ -92,9 +89,7 @@ class DiscoveryConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    log_level: str = setting(
-        "info", "least severity that is logged", choices=("debug", "info", "warning", "error")
-    )
+    log_level: str = setting("info", "least severity that is logged", choices=("debug", "info", "warning", "error"))
 
 
 @dataclass(frozen=True)
@@ -112,9 +107,7 @@ class WorkerConfig:
     advertise_host: str = setting("", "host that others reach this worker by; without it, --host")
     grpc_port: int = setting(0, "port of the gRPC server; 0: any free one", **_PORT)
     metrics_port: int = setting(0, "port of /metrics; 0: any free one", **_PORT)
-    drain_seconds: float = setting(
-        30.0, "how long open requests may take to end after SIGTERM", **at_least(0)
-    )
+    drain_seconds: float = setting(30.0, "how long open requests may take to end after SIGTERM", **at_least(0))
 
 
 @dataclass(frozen=True)
@@ -148,9 +141,7 @@ class RouterConfig:
     grpc_port: int = setting(50051, "port of the gRPC door; 0: any free one", **_PORT)
     http_port: int = setting(8000, "port of the HTTP door; 0: any free one", **_PORT)
     max_message_bytes: int = setting(16 * 1024 * 1024, "largest request that is read", **at_least(1024))
-    drain_seconds: float = setting(
-        30.0, "how long open requests may take to end after SIGTERM", **at_least(0)
-    )
+    drain_seconds: float = setting(30.0, "how long open requests may take to end after SIGTERM", **at_least(0))
 
 
 @dataclass(frozen=True)
@@ -164,15 +155,13 @@ class UpConfig:
     discovery: DiscoveryConfig = field(default_factory=DiscoveryConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     log: LogConfig = field(default_factory=LogConfig)
-    prefill: int | None = setting(None, "prefill workers; 1 unless --unified is given")
-    decode: int | None = setting(None, "decode workers; 1 unless --unified is given")
-    unified: int | None = setting(None, "workers that do both")
+    prefill: int | None = setting(None, "prefill workers; 1 unless --unified is given", **at_least(0))
+    decode: int | None = setting(None, "decode workers; 1 unless --unified is given", **at_least(0))
+    unified: int | None = setting(None, "workers that do both", **at_least(0))
     host: str = setting("127.0.0.1", "address to listen on")
     grpc_port: int = setting(50051, "port of the gRPC door; 0: any free one", **_PORT)
     http_port: int = setting(8000, "port of the HTTP door; 0: any free one", **_PORT)
-    drain_seconds: float = setting(
-        30.0, "how long open requests may take to end after SIGTERM", **at_least(0)
-    )
+    drain_seconds: float = setting(30.0, "how long open requests may take to end after SIGTERM", **at_least(0))
 
 
 @dataclass(frozen=True)
@@ -195,8 +184,10 @@ class _Flag:
 
 
 def parse(cls: type[T], argv: Sequence[str], *, prog: str, environ: Mapping[str, str] | None = None) -> T:
-    """A `cls` from flags, the environment and defaults, in this order. Raises ConfigError; prints help and exits
-    on --help."""
+    """A `cls` from flags, the environment and defaults, in this order.
+
+    Raises ConfigError; prints help and exits on --help.
+    """
     environ = os.environ if environ is None else environ
     parser = _Parser(prog=prog, description=(cls.__doc__ or "").strip(), allow_abbrev=False)
     flags = _flags(cls)
@@ -219,7 +210,7 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, environ: Mapping[str,
 
 
 def to_argv(config: Any) -> list[str]:
-    """The flags that make `parse` give `config` again: how `baton up` hands settings to the parts it starts."""
+    """The flags that make `parse` give `config` again: so `baton up` hands settings to the parts it starts."""
     argv: list[str] = []
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
@@ -265,6 +256,8 @@ def _convert(flag: _Flag, raw: Any, source: str) -> Any:
     except ValueError:
         what = "a whole number" if flag.type is int else "a number"
         raise ConfigError(f"{source} is {raw!r}; it must be {what}") from None
+    if flag.type is float and not math.isfinite(value):
+        raise ConfigError(f"{source} is {raw!r}; it must be a finite number")
     if flag.choices is not None and value not in flag.choices:
         raise ConfigError(f"{source} is {raw!r}; it must be one of {', '.join(flag.choices)}")
     if flag.check is not None and not flag.check(value):
@@ -277,5 +270,6 @@ def _build(cls: type[T], values: Mapping[str, Any]) -> T:
     parts: dict[str, Any] = {}
     for f in dataclasses.fields(cls):  # type: ignore[arg-type]  # T is a dataclass by contract
         kind = hints[f.name]
-        parts[f.name] = _build(kind, values) if dataclasses.is_dataclass(kind) else values[f.name]
+        nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        parts[f.name] = _build(kind, values) if nested else values[f.name]
     return cls(**parts)

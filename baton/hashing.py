@@ -2,8 +2,8 @@
 
 The hash of block i is SHA-256 over the hash of block i-1, then the block's token ids as little-endian uint32.
 The root, which stands before block 0, is SHA-256 over a fixed seed and the three extras: the model's
-fingerprint, the adapter and the tenant's salt. So two blocks have one name only if the same model, adapter and
-tenant saw the same tokens from the first on; nobody can make two different blocks share a name.
+fingerprint, the adapter and the tenant's salt. So two blocks have one name only if the same model, adapter
+and tenant saw the same tokens from the first on; nobody can make two different blocks share a name.
 
 Torch-free: router and engine use the same functions.
 """
@@ -22,7 +22,7 @@ HASH_BYTES = 32
 
 
 def root_hash(model_fingerprint: bytes, *, adapter: str = "", salt: bytes = b"") -> BlockHash:
-    """What block 0 is chained to. Each part is preceded by its length, so parts cannot run into each other."""
+    """What block 0 is chained to. Its length precedes each part, so parts cannot run into each other."""
     digest = hashlib.sha256(_SEED)
     for part in (model_fingerprint, adapter.encode(), salt):
         digest.update(len(part).to_bytes(4, "little"))
@@ -31,7 +31,7 @@ def root_hash(model_fingerprint: bytes, *, adapter: str = "", salt: bytes = b"")
 
 
 def chain_hash(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
-    """Hash of the block behind `parent` that holds `token_ids` (a full block, or a prompt's last, part full one)."""
+    """Hash of the block behind `parent` that holds `token_ids`: a full block, or a prompt's last, part full."""
     packed = array("I", token_ids)
     if byteorder == "big":
         packed.byteswap()

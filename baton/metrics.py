@@ -1,7 +1,7 @@
 """Every metric of every part: names, meaning, buckets. Nobody else makes one.
 
-Engine figures carry the `vllm:` names that dashboards and gateways already read; what is Baton's alone is `baton_`.
-A process makes one `Metrics` of its own and serves its registry on /metrics.
+Engine figures carry the `vllm:` names that dashboards and gateways already read; what is Baton's alone is
+`baton_`. A process makes one `Metrics` of its own and serves its registry on /metrics.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0,
-            7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0)  # fmt: skip
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.5,
+            5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0)  # fmt: skip
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 
 BLOCK_STATES = ("free", "cached", "active", "offered", "landing", "quarantined")
@@ -37,7 +37,7 @@ class Metrics:
 
 
 class RequestMetrics:
-    """What a request feels. Observed by the router, as its clients feel it, and by each worker, as its share of it."""
+    """What a request feels. Observed by the router, as its clients feel it, and by each worker for its share."""
 
     def __init__(self, metrics: Metrics, model_name: str) -> None:
         label = {"model_name": model_name}
@@ -61,12 +61,12 @@ class RequestMetrics:
             "vllm:request_success", "Requests ended, by reason.", "model_name", "finished_reason"
         )
         self._model_name = model_name
-        self.prompt_tokens = metrics._counter(
-            "vllm:prompt_tokens", "Prompt tokens taken.", "model_name"
-        ).labels(**label)
-        self.generation_tokens = metrics._counter(
-            "vllm:generation_tokens", "Tokens generated.", "model_name"
-        ).labels(**label)
+        self.prompt_tokens = metrics._counter("vllm:prompt_tokens", "Prompt tokens taken.", "model_name").labels(
+            **label
+        )
+        self.generation_tokens = metrics._counter("vllm:generation_tokens", "Tokens generated.", "model_name").labels(
+            **label
+        )
 
     def ended(self, reason: str) -> None:
         self._success.labels(model_name=self._model_name, finished_reason=reason).inc()
@@ -130,9 +130,7 @@ class WorkerMetrics:
 
 class RouterMetrics:
     def __init__(self, metrics: Metrics) -> None:
-        self.requests_open = metrics._gauge(
-            "baton_requests_open", "Requests that have had no terminal reply yet."
-        )
+        self.requests_open = metrics._gauge("baton_requests_open", "Requests that have had no terminal reply yet.")
         self.requests_resumed = metrics._counter(
             "baton_requests_resumed", "Times a stream went on after its worker or its handoff was lost."
         )

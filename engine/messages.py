@@ -1,14 +1,15 @@
 """What others say to the engine, and what it says back: all there is between its thread and the rest.
 
-Commands go in through `EngineThread.send`, events come out in one batch a step. A request takes one of three ways:
+Commands go in through `EngineThread.send`, events come out in one batch a step. A request takes one of three
+ways:
 
 GENERATE   AddRequest ────────────────────────────► Tokens… ► Ended
 PREFILL    AddRequest ► Offered ► Sealed… ────────► Tokens  ► Ended(PREFILLED)     ReleaseOffer ► (blocks go)
 RECEIVE    AddRequest ► Reserved                            Commit ► Tokens… ► Ended
                         └ or DropLanding(in_flight) ► Ended; FreeQuarantined ► (blocks go)
 
-Every AddRequest gets exactly one Ended. Abort may come at any time; it marks, and blocks that others may still
-read or write stay until ReleaseOffer, DropLanding or FreeQuarantined names them.
+Every AddRequest gets exactly one Ended. Abort may come at any time; it marks, and blocks that others may
+still read or write stay until ReleaseOffer, DropLanding or FreeQuarantined names them.
 """
 
 from __future__ import annotations
@@ -83,8 +84,10 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class DropLanding:
-    """The landing of a RECEIVE request failed or is not wanted. With `in_flight` a writer may still reach the blocks:
-    they are quarantined until FreeQuarantined."""
+    """The landing of a RECEIVE request failed or is not wanted.
+
+    With `in_flight` a writer may still reach the blocks: they are quarantined until FreeQuarantined.
+    """
 
     id: AttemptId
     in_flight: bool
@@ -105,7 +108,7 @@ Command = AddRequest | Abort | ReleaseOffer | Commit | DropLanding | FreeQuarant
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """The blocks that will hold the prompt's KV, in its order; the first `num_cached_tokens` tokens are there."""
+    """The blocks that will hold the prompt's KV, in its order; the first `num_cached_tokens` are there."""
 
     id: AttemptId
     blocks: tuple[BlockRef, ...]
@@ -123,7 +126,7 @@ class Sealed:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """Blocks for all tokens of a RECEIVE request. Those before position `first_missing` hold their KV already."""
+    """Blocks for all tokens of a RECEIVE request. Those before position `first_missing` hold their KV."""
 
     id: AttemptId
     blocks: tuple[BlockRef, ...]

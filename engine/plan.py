@@ -1,8 +1,8 @@
 """The one thing that passes from the scheduler to the model runner: a step as plain data, frozen, ints only.
 
 The runner keeps each request's token ids and block table in a *slot*, a row of its own arrays, so that a plan
-carries only what is new. Sequences of the plan are computed together: "compute tokens [start, start + count)" is
-prefix hits, prefill chunks and decode in one.
+carries only what is new. Sequences of the plan are computed together: "compute tokens [start, start + count)"
+is prefix hits, prefill chunks and decode in one.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ INIT = '"""Generated from proto/baton/v1/ by `make proto`; never edited."""\n'
 def generate(out: Path) -> None:
     plugins = Path(sys.executable).parent  # the stubs of mypy-protobuf, not protoc's own, pass mypy --strict
     command = [
-        sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'proto'}", f"-I{files('grpc_tools') / '_proto'}",
+        sys.executable, "-m", "grpc_tools.protoc",
+        f"-I{ROOT / 'proto'}", f"-I{files('grpc_tools') / '_proto'}",
         f"--python_out={out}", f"--grpc_python_out={out}",
         f"--plugin=protoc-gen-mypy={plugins / 'protoc-gen-mypy'}", f"--mypy_out=quiet:{out}",
         f"--plugin=protoc-gen-mypy_grpc={plugins / 'protoc-gen-mypy_grpc'}", f"--mypy_grpc_out=quiet:{out}",

@@ -1,7 +1,7 @@
 """A request on its way through the router, between the doors and the relay.
 
-A door (gRPC or HTTP) makes a `GenerateSpec` and iterates `Relay.generate`; closing the iterator cancels the request on
-all workers. Whatever is wrong is raised as a BatonError from the first `anext` on.
+A door (gRPC or HTTP) makes a `GenerateSpec` and iterates `Relay.generate`; closing the iterator cancels the
+request on all workers. Whatever is wrong is raised as a BatonError from the first `anext` on.
 """
 
 from __future__ import annotations
