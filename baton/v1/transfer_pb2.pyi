@@ -38,6 +38,8 @@ class _RefusalReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Refusal
     """The source gave the request up."""
     REFUSAL_REASON_MALFORMED: _RefusalReason.ValueType  # 6
     """A message that breaks the protocol."""
+    REFUSAL_REASON_ALREADY_CLAIMED: _RefusalReason.ValueType  # 7
+    """Another worker pulls the set."""
 
 class RefusalReason(_RefusalReason, metaclass=_RefusalReasonEnumTypeWrapper): ...
 
@@ -54,6 +56,8 @@ REFUSAL_REASON_ABORTED: RefusalReason.ValueType  # 5
 """The source gave the request up."""
 REFUSAL_REASON_MALFORMED: RefusalReason.ValueType  # 6
 """A message that breaks the protocol."""
+REFUSAL_REASON_ALREADY_CLAIMED: RefusalReason.ValueType  # 7
+"""Another worker pulls the set."""
 Global___RefusalReason: _TypeAlias = RefusalReason  # noqa: Y015
 
 @_typing.final
