@@ -164,6 +164,8 @@ class Scheduler:
 
     def _plan(self, request: Request, count: int, new_blocks: tuple[BlockIndex, ...]) -> int:
         sample = count == request.num_uncomputed
+        if request in self._unplanned:
+            new_blocks = ()  # its block table goes to the runner whole
         sequence = ScheduledSequence(request.slot, request.num_computed, count, new_blocks, sample)
         self._planned.append((request, sequence))
         return count

@@ -1,0 +1,383 @@
+"""The scheduler under a runner whose tokens show every bookkeeping error (scripted_runner.py)."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baton.ids import AttemptId
+from baton.sampling import SamplingParams
+from engine.block_pool import BlockPool
+from engine.engine import Engine
+from engine.messages import (
+    Abort,
+    AddRequest,
+    BlocksEvicted,
+    BlocksStored,
+    Commit,
+    DropLanding,
+    Ended,
+    EndReason,
+    Event,
+    FreeQuarantined,
+    Offered,
+    ReleaseOffer,
+    Reserved,
+    Sealed,
+    Tokens,
+    Way,
+)
+from engine.scheduler import Scheduler, SchedulerLimits
+from tests.engine.scripted_runner import ScriptedRunner, continuation, next_token
+
+BLOCK = 4
+
+
+class Harness:
+    def __init__(self, blocks: int = 64, seqs: int = 8, budget: int = 32, max_len: int = 128, caching: bool = True):
+        self.runner = ScriptedRunner(BLOCK)
+        self.pool = BlockPool(blocks, enable_prefix_caching=caching, on_take=self.runner.on_take)
+        limits = SchedulerLimits(BLOCK, seqs, budget, max_len, frozenset(), b"model")
+        self.scheduler = Scheduler(self.pool, limits)
+        self.engine = Engine(self.scheduler, self.runner)
+        self.tokens: dict[AttemptId, list[int]] = defaultdict(list)
+        self.ended: dict[AttemptId, Ended] = {}
+        self.cached: dict[AttemptId, int] = {}
+        self.events: list[Event] = []
+
+    def add(
+        self, name: str, prompt: list[int], count: int = 5, way: Way = Way.GENERATE, salt: bytes = b""
+    ) -> AttemptId:
+        request_id = AttemptId(name, 0)
+        sampling = SamplingParams(max_tokens=count, seed=0, ignore_eos=True)
+        self.engine.handle(AddRequest(request_id, way, tuple(prompt), len(prompt), sampling, salt))
+        return request_id
+
+    def step(self) -> bool:
+        stepped = self.engine.step()
+        self.take_events()
+        counts = self.pool.counts()
+        assert counts.total == self.pool.num_blocks
+        return stepped
+
+    def take_events(self) -> None:
+        for event in self.engine.drain_events():
+            self.events.append(event)
+            if isinstance(event, Tokens):
+                assert event.index == len(self.tokens[event.id]), "a token is missing or repeated"
+                self.tokens[event.id] += event.token_ids
+                self.cached[event.id] = event.num_cached_tokens
+            elif isinstance(event, Ended):
+                assert event.id not in self.ended, "two terminal replies"
+                self.ended[event.id] = event
+
+    def run(self, most: int = 2000) -> None:
+        for _ in range(most):
+            if not self.step():
+                return
+        pytest.fail("the scheduler does not come to rest")
+
+    def of(self, kind: type[Event], request_id: AttemptId) -> list:  # the events' own fields are checked by callers
+        return [e for e in self.events if isinstance(e, kind) and e.id == request_id]
+
+    def idle(self) -> bool:
+        counts = self.pool.counts()
+        return counts.active == counts.offered == counts.landing == counts.quarantined == 0
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(50) for _ in range(length)]
+
+
+def test_one_request_gets_its_tokens_and_leaves_the_pool_idle():
+    h = Harness()
+    request = h.add("a", prompt_of(10), count=7)
+    h.run()
+    assert h.tokens[request] == continuation(prompt_of(10), 7)
+    assert h.ended[request].reason is EndReason.LENGTH
+    assert h.idle()
+
+
+def test_a_step_mixes_prefill_chunks_and_decodes_within_the_budget():
+    h = Harness(budget=8)
+    short = h.add("short", prompt_of(4), count=20)
+    h.step()
+    long = h.add("long", prompt_of(40, seed=1), count=3)
+    before = len(h.tokens[short])
+    h.step()
+    assert len(h.tokens[short]) == before + 1, "the open stream goes on while the long prompt is computed"
+    h.run()
+    assert h.runner.largest_step <= 8
+    assert h.tokens[long] == continuation(prompt_of(40, seed=1), 3)
+    assert h.tokens[short] == continuation(prompt_of(4), 20)
+
+
+def test_a_shared_prefix_is_hit_and_not_computed_again():
+    h = Harness()
+    first = h.add("a", prompt_of(33))
+    h.run()
+    computed = h.runner.computed_tokens
+    second = h.add("b", prompt_of(33))
+    h.run()
+    assert (h.cached[first], h.cached[second]) == (0, 32)
+    assert h.runner.computed_tokens - computed == 1 + 4
+    assert h.tokens[first] == h.tokens[second]
+
+
+def test_a_fully_cached_prompt_computes_its_last_block_again():
+    h = Harness()
+    h.add("a", prompt_of(32))
+    h.run()
+    again = h.add("b", prompt_of(32))
+    h.run()
+    assert h.cached[again] == 28
+    assert h.tokens[again] == continuation(prompt_of(32), 5)
+
+
+def test_other_salts_share_nothing():
+    h = Harness()
+    h.add("a", prompt_of(33), salt=b"tenant 1")
+    h.run()
+    other = h.add("b", prompt_of(33), salt=b"tenant 2")
+    h.run()
+    assert h.cached[other] == 0
+
+
+def test_without_prefix_caching_nothing_is_hit():
+    h = Harness(caching=False)
+    h.add("a", prompt_of(33))
+    h.run()
+    again = h.add("b", prompt_of(33))
+    h.run()
+    assert h.cached[again] == 0
+    assert h.pool.counts().free == h.pool.num_blocks
+
+
+def test_preemption_keeps_every_stream_exact():
+    h = Harness(blocks=20, seqs=8, max_len=64)
+    requests = [(h.add(f"r{i}", prompt_of(12, seed=i), count=30), prompt_of(12, seed=i)) for i in range(8)]
+    h.run()
+    assert h.scheduler.counters.preemptions > 0, "the pool was meant to be too small"
+    for request, prompt in requests:
+        assert h.tokens[request] == continuation(prompt, 30)
+    assert h.idle()
+
+
+def test_stop_token_ends_the_stream_but_not_before_min_tokens():
+    prompt = prompt_of(9)
+    want = continuation(prompt, 12)
+    stop = want[5]
+    h = Harness()
+    at_once, later = AttemptId("a", 0), AttemptId("b", 0)
+    for request, least in ((at_once, 0), (later, 7)):
+        sampling = SamplingParams(max_tokens=12, min_tokens=least, stop_token_ids=(stop,), seed=0)
+        h.engine.handle(AddRequest(request, Way.GENERATE, tuple(prompt), 9, sampling))
+    h.run()
+    assert h.tokens[at_once] == want[: want.index(stop) + 1]
+    assert h.ended[at_once].reason is EndReason.STOP
+    assert len(h.tokens[later]) >= 7, "the scheduler ends no stream before min_tokens"
+
+
+def test_resumed_request_counts_from_where_it_was():
+    prompt, want = prompt_of(10), continuation(prompt_of(10), 9)
+    h = Harness()
+    request = AttemptId("a", 3)
+    sampling = SamplingParams(max_tokens=9, seed=0)
+    h.tokens[request] = list(want[:4])
+    h.engine.handle(AddRequest(request, Way.GENERATE, (*prompt, *want[:4]), len(prompt), sampling))
+    h.run()
+    assert h.tokens[request] == want
+    assert h.of(Tokens, request)[0].index == 4
+
+
+def test_prefill_offers_before_it_computes_and_seals_in_order():
+    h = Harness(budget=8)
+    request = h.add("a", prompt_of(22), way=Way.PREFILL)
+    h.run()
+    kinds = [type(e) for e in h.events if not isinstance(e, BlocksStored)]
+    assert kinds[0] is Offered
+    offered, seals = h.of(Offered, request)[0], [s.end for s in h.of(Sealed, request)]
+    assert (len(offered.blocks), offered.num_tokens) == (6, 22)
+    assert seals == [2, 4, 6]
+    assert h.tokens[request] == continuation(prompt_of(22), 1)
+    assert h.ended[request].reason is EndReason.PREFILLED
+    assert h.pool.counts().offered == 6, "the blocks stay until the transfer is over"
+    h.engine.handle(ReleaseOffer(request))
+    assert h.idle()
+
+
+def test_aborted_prefill_keeps_its_blocks_until_the_offer_is_released():
+    h = Harness(budget=8)
+    request = h.add("a", prompt_of(22), way=Way.PREFILL)
+    h.step()
+    h.engine.handle(Abort(request))
+    h.take_events()
+    assert h.ended[request].reason is EndReason.CANCELLED
+    assert h.pool.counts().offered == 6
+    h.engine.handle(ReleaseOffer(request))
+    assert h.idle()
+
+
+def land(h: Harness, request: AttemptId, prompt: list[int]) -> None:
+    """Does what a transfer does: fills the reserved blocks."""
+    reserved = h.of(Reserved, request)[0]
+    for position, token in enumerate(prompt):
+        if position // BLOCK >= reserved.first_missing:
+            h.runner.kv[reserved.blocks[position // BLOCK].index][position % BLOCK] = token
+
+
+def test_received_blocks_are_read_only_after_commit():
+    h, prompt = Harness(), prompt_of(22)
+    request = h.add("a", prompt, count=6, way=Way.RECEIVE)
+    h.run()
+    assert h.pool.counts().landing == 6
+    assert h.runner.steps == 0
+    land(h, request, prompt)
+    h.engine.handle(Commit(request, next_token(prompt)))
+    h.run()
+    assert h.tokens[request] == continuation(prompt, 6)
+    assert h.runner.computed_tokens == 5, "the prompt was not computed here"
+    again = h.add("b", prompt)
+    h.run()
+    assert h.cached[again] == 20, "what has landed can be hit"
+    assert h.idle()
+
+
+def test_receive_asks_only_for_what_is_not_cached():
+    h, prompt = Harness(), prompt_of(22)
+    h.add("a", prompt)
+    h.run()
+    request = h.add("b", prompt, count=3, way=Way.RECEIVE)
+    h.run()
+    assert h.of(Reserved, request)[0].first_missing == 5
+    land(h, request, prompt)
+    h.engine.handle(Commit(request, next_token(prompt)))
+    h.run()
+    assert h.tokens[request] == continuation(prompt, 3)
+
+
+@pytest.mark.parametrize("in_flight", [False, True])
+def test_dropped_landing_frees_only_what_no_writer_can_reach(in_flight: bool):
+    h = Harness()
+    request = h.add("a", prompt_of(22), way=Way.RECEIVE)
+    h.run()
+    h.engine.handle(DropLanding(request, in_flight, message="peer lost"))
+    h.take_events()
+    assert h.ended[request].reason is EndReason.HANDOFF_FAILED
+    assert h.pool.counts().quarantined == (6 if in_flight else 0)
+    h.engine.handle(FreeQuarantined(request))
+    assert h.idle()
+
+
+def test_abort_during_landing_quarantines():
+    h = Harness()
+    request = h.add("a", prompt_of(22), way=Way.RECEIVE)
+    h.run()
+    h.engine.handle(Abort(request, EndReason.DEADLINE, "too late"))
+    h.take_events()
+    assert h.ended[request].reason is EndReason.DEADLINE
+    assert h.pool.counts().quarantined == 6
+    h.engine.handle(Commit(request, 1))  # the verified landing comes too late and changes nothing
+    assert h.pool.counts().quarantined == 6
+    h.engine.handle(FreeQuarantined(request))
+    assert h.idle()
+
+
+def test_a_full_pool_makes_requests_wait_and_serves_them_when_it_empties():
+    h = Harness(blocks=8, max_len=32)
+    offered = h.add("a", prompt_of(24), way=Way.PREFILL)
+    waiting = h.add("b", prompt_of(20, seed=1), way=Way.PREFILL)
+    h.run()
+    assert not h.of(Offered, waiting)
+    h.engine.handle(ReleaseOffer(offered))
+    h.run()
+    assert h.of(Offered, waiting)
+
+
+def test_too_long_a_request_is_refused_with_both_numbers():
+    h = Harness(max_len=32)
+    request = h.add("a", prompt_of(32))
+    h.step()
+    assert h.ended[request].reason is EndReason.INVALID
+    assert "32" in h.ended[request].message
+    assert "31" in h.ended[request].message
+
+
+def test_repeats_and_strangers_change_nothing():
+    h = Harness()
+    request = h.add("a", prompt_of(10))
+    h.add("a", prompt_of(10))
+    for command in (ReleaseOffer(request), Commit(request, 1), FreeQuarantined(request), Abort(AttemptId("x", 0))):
+        h.engine.handle(command)
+    h.run()
+    assert h.scheduler.counters.stale_commands == 5
+    assert h.tokens[request] == continuation(prompt_of(10), 5)
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_course_of_events_is_exact_and_leaks_nothing(data: st.DataObject):
+    h = Harness(blocks=data.draw(st.integers(10, 24)), seqs=4, budget=data.draw(st.integers(1, 16)), max_len=40)
+    rng = random.Random(data.draw(st.integers(0, 10**6)))
+    heads = [prompt_of(16, seed=s) for s in range(2)]
+    prompts: dict[AttemptId, list[int]] = {}
+    aborted: set[AttemptId] = set()
+    names: set[bytes] = set()
+    for number in range(60):
+        action = rng.random()
+        if action < 0.3 and number < 45:
+            prompt = rng.choice(heads)[: rng.randrange(17)] + prompt_of(rng.randrange(1, 12), seed=number)
+            way = rng.choice(list(Way))
+            prompts[h.add(f"r{number}", prompt, count=rng.randrange(1, 10), way=way)] = prompt
+        elif action < 0.36 and prompts:
+            request = rng.choice(list(prompts))
+            if request not in h.ended:
+                aborted.add(request)
+            h.engine.handle(Abort(request))
+        else:
+            h.step()
+        h.take_events()
+        settle(h, prompts, rng, finish=False)
+    for _ in range(400):
+        settle(h, prompts, rng, finish=True)
+        if not h.step() and set(h.ended) == set(prompts):
+            break
+    settle(h, prompts, rng, finish=True)
+    assert set(h.ended) == set(prompts), "a request has had no terminal reply"
+    for request, prompt in prompts.items():
+        got = h.tokens[request]
+        assert got == continuation(prompt, len(got))
+        if h.ended[request].reason is EndReason.CANCELLED:
+            assert request in aborted
+    assert h.idle()
+    for event in h.events:
+        if isinstance(event, BlocksStored):
+            assert names.isdisjoint(event.hashes)
+            names |= set(event.hashes)
+        elif isinstance(event, BlocksEvicted):
+            assert names >= set(event.hashes)
+            names -= set(event.hashes)
+    assert len(names) == h.pool.counts().cached
+
+
+def settle(h: Harness, prompts: dict[AttemptId, list[int]], rng: random.Random, finish: bool):
+    """Ends some transfers, or all of them: what the workers' handoff and admission do."""
+    for request, prompt in prompts.items():
+        if not finish and rng.random() < 0.7:
+            continue
+        if h.of(Offered, request) and request in h.ended:
+            h.engine.handle(ReleaseOffer(request))
+        if h.of(Reserved, request) and request not in h.ended and not h.tokens[request]:
+            if rng.random() < 0.3:
+                h.engine.handle(DropLanding(request, rng.random() < 0.5))
+            else:
+                land(h, request, prompt)
+                h.engine.handle(Commit(request, next_token(prompt)))
+        if request in h.ended:
+            h.engine.handle(FreeQuarantined(request))
+    h.take_events()
