@@ -1,0 +1,79 @@
+"""How every gRPC server and channel of Baton is set up: sizes, keepalive, health, reflection, the errors of a bad port.
+
+The health and reflection packages come with the router and worker extras; a client needs neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import grpc
+from google.protobuf.descriptor import FileDescriptor
+
+from baton.errors import PortInUse
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""Between Baton's own parts: a prompt of a million tokens and a ticket of all its blocks are far below."""
+
+_KEEPALIVE_MS = 10_000
+CHANNEL_OPTIONS: list[tuple[str, int]] = [
+    # A peer that is stopped or cut off keeps its TCP connection; only an unanswered ping tells.
+    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # A worker that comes back is to be found within a second, not after minutes of backoff.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Two channels to one address share a connection, and with it each other's flow control, unless told not to.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+def server_options(max_receive_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # else a second server on the port takes half of the connections, without an error
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.max_receive_message_length", max_receive_bytes),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ]
+
+
+def bind(server: grpc.aio.Server, host: str, port: int, flag: str = "--grpc-port") -> int:
+    """The port that the server listens on. Raises PortInUse."""
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError:
+        bound = 0
+    if bound == 0:
+        raise PortInUse(
+            f"cannot listen on {host}:{port}: it is in use or not this machine's; give another {flag}, or 0"
+        )
+    return bound
+
+
+class Health:
+    """grpc.health.v1, overall and for each service; NOT_SERVING until told otherwise."""
+
+    def __init__(self, server: grpc.aio.Server, files: Sequence[FileDescriptor]) -> None:
+        """Adds health and reflection for all services of `files` to the server."""
+        from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+        from grpc_reflection.v1alpha import reflection
+
+        self._status = health_pb2.HealthCheckResponse
+        self._servicer = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        services = [service.full_name for file in files for service in file.services_by_name.values()]
+        self._names = ["", *services]
+        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+
+    async def set(self, serving: bool) -> None:
+        status = self._status.SERVING if serving else self._status.NOT_SERVING
+        for name in self._names:
+            await self._servicer.set(name, status)

@@ -1,0 +1,78 @@
+"""When may source blocks die? Ties the engine's offers to the ledger of live transfers.
+
+    engine:  Offered ──► Sealed… ──► Tokens ──► Ended(PREFILLED)
+    ledger:  offer   ──► seal…   ──► prefilled            (claimed, renewed, released by the decode worker)
+    router:  ticket                   first token   end
+    engine:  ReleaseOffer ◄── the set is in a terminal state and nobody reads it
+
+The engine keeps the blocks from Offered until ReleaseOffer, whatever becomes of the request in between.
+"""
+
+from __future__ import annotations
+
+from baton.errors import InvalidRequest
+from baton.ids import AttemptId
+from baton.v1 import transfer_pb2, worker_pb2
+from engine.messages import (
+    Abort,
+    AddRequest,
+    Ended,
+    EndReason,
+    Offered,
+    ReleaseOffer,
+    RequestEvent,
+    Sealed,
+    Tokens,
+)
+from kvtransfer.source import SourceLedger
+from worker.core import WorkerCore
+from worker.role import SendCommand
+
+
+class Handoff:
+    """The role of a prefill worker."""
+
+    tasks = frozenset({worker_pb2.TASK_PREFILL})
+
+    def __init__(self, core: WorkerCore, ledger: SourceLedger, send: SendCommand) -> None:
+        """`ledger` is to call `set_over` when a set has ended."""
+        self._core = core
+        self._ledger = ledger
+        self._send = send
+        self._offered: set[AttemptId] = set()
+
+    def submit(self, task: worker_pb2.Task.ValueType, request: AddRequest) -> None:
+        self._send(request)
+
+    def handoff(self, request_id: AttemptId, ticket: transfer_pb2.Ticket) -> None:
+        raise InvalidRequest("a prefill worker hands out tickets and takes none")
+
+    def cancel(self, request_id: AttemptId, reason: EndReason, message: str) -> None:
+        self._send(Abort(request_id, reason, message))
+        self._ledger.abort(request_id)
+
+    def on_event(self, event: RequestEvent) -> None:
+        match event:
+            case Offered():
+                self._offered.add(event.id)
+                ticket = self._ledger.offer(event.id, event.blocks, event.num_tokens)
+                self._core.tell(worker_pb2.RequestEvent(id=_proto_id(event.id), ticket=ticket.to_proto()))
+            case Sealed():
+                self._ledger.seal(event.id, event.end)
+            case Tokens():
+                self._ledger.prefilled(event.id, event.token_ids[-1])
+            case Ended() if event.reason is not EndReason.PREFILLED:
+                self._ledger.abort(event.id)
+
+    def holds(self, request_id: AttemptId) -> bool:
+        return request_id in self._offered
+
+    def set_over(self, request_id: AttemptId) -> None:
+        """The block set is in a terminal state and nobody reads its blocks."""
+        self._offered.discard(request_id)
+        self._send(ReleaseOffer(request_id))
+        self._core.let_go(request_id)
+
+
+def _proto_id(request_id: AttemptId) -> worker_pb2.AttemptId:
+    return worker_pb2.AttemptId(request_id=request_id.request_id, attempt=request_id.attempt)

@@ -1,0 +1,38 @@
+"""What a prefill and a decode worker differ in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from baton.ids import AttemptId
+from baton.v1 import transfer_pb2, worker_pb2
+from engine.messages import AddRequest, Command, EndReason, RequestEvent
+
+SendCommand = Callable[[Command], None]
+Tell = Callable[[worker_pb2.RequestEvent], None]
+"""Sends an event to the router whose request it is about."""
+
+
+class Role(Protocol):
+    """Called on the event loop. `WorkerCore` sees to sessions, deadlines and terminal replies; a role sees to blocks
+    that another worker reads or writes."""
+
+    @property
+    def tasks(self) -> frozenset[worker_pb2.Task.ValueType]:
+        """What it can be asked to do."""
+
+    def submit(self, task: worker_pb2.Task.ValueType, request: AddRequest) -> None: ...
+
+    def handoff(self, request_id: AttemptId, ticket: transfer_pb2.Ticket) -> None:
+        """A ticket has come for a request that was submitted. Raises InvalidRequest where it is not one."""
+
+    def cancel(self, request_id: AttemptId, reason: EndReason, message: str) -> None:
+        """Ends everything that the attempt holds or waits for, as soon as nobody reads or writes it any more. An Ended
+        follows if none has come yet. Unknown attempts are no error."""
+
+    def on_event(self, event: RequestEvent) -> None:
+        """Each of the engine's request events, before the router hears of it."""
+
+    def holds(self, request_id: AttemptId) -> bool:
+        """Whether blocks are kept for the attempt although it has ended."""
