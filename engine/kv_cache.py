@@ -1,0 +1,90 @@
+"""The KV pool's memory: one tensor, block-major. Which block holds what is the block pool's to know, not ours."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from baton.errors import ConfigError
+from baton.layout import KVLayout
+
+_HEADROOM = 0.9  # of free device memory; the rest is for activations
+_HOST_SHARE = 0.25  # of available host memory
+
+
+class KVCache:
+    """`tensor` is `[num_blocks, num_layers, 2 (K, V), num_kv_heads, block_size, head_dim]`, contiguous."""
+
+    def __init__(
+        self,
+        layout: KVLayout,
+        num_blocks: int,
+        device: torch.device | str = "cpu",
+        buffer: memoryview | None = None,
+    ) -> None:
+        """Memory of its own on `device`, or, on a CPU, the writable `buffer` of at least `num_blocks` blocks."""
+        self.layout = layout
+        self.num_blocks = num_blocks
+        self.device = torch.device(device)
+        shape = (num_blocks, *layout.block_shape)
+        dtype: torch.dtype = getattr(torch, layout.dtype)
+        if buffer is None:
+            # Pages of zeros that nobody has touched cost nothing.
+            self.tensor = torch.zeros(shape, dtype=dtype, device=self.device)
+            return
+        needed = num_blocks * layout.block_bytes
+        assert self.device.type == "cpu", f"a host buffer cannot be the pool of {self.device}"
+        assert buffer.nbytes >= needed, f"buffer of {buffer.nbytes} bytes for {num_blocks} blocks of {needed} bytes"
+        self.tensor = torch.frombuffer(buffer, dtype=dtype, count=self.tensor_elements).view(shape)
+
+    @property
+    def tensor_elements(self) -> int:
+        elements = self.num_blocks
+        for size in self.layout.block_shape:
+            elements *= size
+        return elements
+
+    def poison(self, index: int) -> None:
+        """Fills a block with NaN, so that a test sees whoever reads it."""
+        self.tensor[index].fill_(float("nan"))
+
+    def read_block(self, index: int, into: memoryview) -> None:
+        """Copies block `index` to host memory of `layout.block_bytes` bytes. Waits for the device."""
+        host = torch.frombuffer(into, dtype=torch.uint8)
+        host.copy_(self._bytes(index))
+
+    def write_block(self, index: int, data: memoryview | bytearray) -> None:
+        """Fills block `index` from `layout.block_bytes` bytes of host memory. Waits for the device."""
+        self._bytes(index).copy_(torch.frombuffer(data, dtype=torch.uint8))
+
+    def _bytes(self, index: int) -> Tensor:
+        return self.tensor[index].view(-1).view(torch.uint8)
+
+
+def choose_num_blocks(
+    layout: KVLayout, wanted: int, *, max_num_seqs: int, max_model_len: int, device: torch.device | str
+) -> int:
+    """`wanted`, or, where that is 0, as many blocks as `max_num_seqs` of full length need, within what memory allows.
+
+    Raises ConfigError if the pool could not hold one sequence of full length.
+    """
+    blocks_per_seq = -(-max_model_len // layout.block_size)
+    if wanted == 0:
+        device = torch.device(device)
+        wanted = min(max_num_seqs * blocks_per_seq, _memory_for_pool(device) // layout.block_bytes)
+    if wanted < blocks_per_seq:
+        raise ConfigError(
+            f"kv_blocks is {wanted}; one request of max_model_len ({max_model_len}) needs {blocks_per_seq} blocks of "
+            f"{layout.block_size} tokens: raise kv_blocks or lower max_model_len",
+            param="kv_blocks",
+        )
+    return wanted
+
+
+def _memory_for_pool(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * _HEADROOM)
+    with open("/proc/meminfo") as meminfo:
+        fields = dict(line.split(":", 1) for line in meminfo)
+    return int(int(fields["MemAvailable"].split()[0]) * 1024 * _HOST_SHARE)

@@ -1,0 +1,140 @@
+"""The model families that are served: from a Hugging Face config to a ModelSpec.
+
+A family is one row of `FAMILIES`: the name of its architecture in config.json and what sets it apart from the plain
+decoder. A family with other parts (another norm, another MLP) also needs a switch in ModelSpec, its tensors in
+engine/models/tensors.py and its branch in engine/models/decoder.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from baton.errors import CheckpointError
+from engine.models.spec import ModelSpec, RopeKind, RopeSpec
+
+
+@dataclass(frozen=True)
+class Family:
+    name: str
+    switches: Callable[[Any], dict[str, bool]]
+    """From the config: the fields of ModelSpec in which the family differs."""
+    sliding_layers: Callable[[Any], list[bool]]
+    """From the config: which layers see no more than `config.sliding_window` positions."""
+
+
+def _llama_switches(config: Any) -> dict[str, bool]:
+    return {
+        "qkv_bias": bool(config.attention_bias),
+        "output_bias": bool(config.attention_bias),
+        "mlp_bias": bool(config.mlp_bias),
+    }
+
+
+def _qwen3_switches(config: Any) -> dict[str, bool]:
+    bias = bool(config.attention_bias)
+    return {"qkv_bias": bias, "output_bias": bias, "qk_norm": True}
+
+
+def _no_layer(config: Any) -> list[bool]:
+    return [False] * config.num_hidden_layers
+
+
+def _every_layer(config: Any) -> list[bool]:
+    return [config.sliding_window is not None] * config.num_hidden_layers
+
+
+def _layers_by_type(config: Any) -> list[bool]:
+    """transformers works `layer_types` out of use_sliding_window and max_window_layers where they are not given."""
+    known = {"full_attention": False, "sliding_attention": config.sliding_window is not None}
+    for kind in config.layer_types:
+        if kind not in known:
+            raise CheckpointError(
+                f"config.json: layer_types has {kind!r}; full_attention and sliding_attention are served"
+            )
+    return [known[kind] for kind in config.layer_types]
+
+
+FAMILIES: dict[str, Family] = {
+    "LlamaForCausalLM": Family("llama", _llama_switches, _no_layer),
+    "MistralForCausalLM": Family("mistral", lambda config: {}, _every_layer),
+    "Qwen2ForCausalLM": Family("qwen2", lambda config: {"qkv_bias": True}, _layers_by_type),
+    "Qwen3ForCausalLM": Family("qwen3", _qwen3_switches, _layers_by_type),
+}
+
+
+def model_spec(config: Any, architecture: str) -> ModelSpec:
+    """The spec of a transformers config. Raises CheckpointError for what is not served, naming the field."""
+    family = FAMILIES[architecture]
+    if config.hidden_act != "silu":
+        raise CheckpointError(f"config.json: hidden_act is {config.hidden_act!r}; silu is served")
+    if getattr(config, "quantization_config", None):
+        raise CheckpointError(
+            "config.json: quantization_config is set; weights in float32, bfloat16 or float16 are served"
+        )
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if head_dim % 2:
+        raise CheckpointError(f"config.json: head_dim is {head_dim}; it must be even")
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise CheckpointError(
+            f"config.json: num_attention_heads is {config.num_attention_heads}; it must be a multiple of "
+            f"num_key_value_heads ({config.num_key_value_heads})"
+        )
+    sliding = family.sliding_layers(config)
+    if len(sliding) != config.num_hidden_layers:
+        raise CheckpointError(
+            f"config.json: layer_types names {len(sliding)} layers; num_hidden_layers is {config.num_hidden_layers}"
+        )
+    rope = _rope_spec(config)
+    stretch = rope.factor if rope.kind is RopeKind.LINEAR else 1.0
+    return ModelSpec(
+        family=family.name,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=head_dim,
+        norm_eps=config.rms_norm_eps,
+        rope=rope,
+        max_model_len=int(config.max_position_embeddings * stretch),
+        windows=tuple(config.sliding_window if windowed else None for windowed in sliding),
+        tied_embeddings=bool(config.tie_word_embeddings),
+        **family.switches(config),
+    )
+
+
+def _rope_spec(config: Any) -> RopeSpec:
+    """transformers 5 keeps all in rope_parameters, and moves older configs' rope_theta and rope_scaling there."""
+    parameters: dict[str, Any] = getattr(config, "rope_parameters", None) or {
+        "rope_theta": config.rope_theta,
+        **(getattr(config, "rope_scaling", None) or {}),
+    }
+    if "rope_theta" not in parameters:
+        raise CheckpointError(f"config.json: rope_parameters has no rope_theta; it has {sorted(parameters)}")
+    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        raise CheckpointError(
+            f"config.json: partial_rotary_factor is {parameters['partial_rotary_factor']}; 1.0 is served"
+        )
+    name = parameters.get("rope_type") or parameters.get("type") or "default"
+    theta = float(parameters["rope_theta"])
+    served = {kind.value: kind for kind in RopeKind}
+    if name not in served:
+        raise CheckpointError(f"config.json: rope_type is {name!r}; {', '.join(served)} are served")
+    kind = served[name]
+    try:
+        if kind is RopeKind.LINEAR:
+            return RopeSpec(theta, kind, factor=float(parameters["factor"]))
+        if kind is RopeKind.LLAMA3:
+            return RopeSpec(
+                theta,
+                kind,
+                factor=float(parameters["factor"]),
+                low_freq_factor=float(parameters["low_freq_factor"]),
+                high_freq_factor=float(parameters["high_freq_factor"]),
+                original_max_len=int(parameters["original_max_position_embeddings"]),
+            )
+    except KeyError as error:
+        raise CheckpointError(f"config.json: rope_parameters of rope_type {name!r} lack {error.args[0]}") from None
+    return RopeSpec(theta)

@@ -1,0 +1,37 @@
+"""Tells a person who waits for a long load how far it is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes done and the bytes in all."""
+
+_PATIENCE_SECONDS = 2.0
+_EVERY_SECONDS = 1.0
+
+
+class LoadProgress:
+    """A line on stderr, rewritten once a second on a terminal, and nothing at all for loads of under two seconds."""
+
+    def __init__(self, what: str, stream: TextIO | None = None, now: Callable[[], float] = time.monotonic) -> None:
+        self._what, self._stream, self._now = what, stream or sys.stderr, now
+        self._start = now()
+        self._shown_at: float | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        now = self._now()
+        finished = done >= total
+        if self._shown_at is None and (finished or now - self._start < _PATIENCE_SECONDS):
+            return
+        if not finished and self._shown_at is not None and now - self._shown_at < _EVERY_SECONDS:
+            return
+        self._shown_at = now
+        terminal = self._stream.isatty()
+        start, end = ("\r", "\n" if finished else "") if terminal else ("", "\n")
+        percent = 100 * done // max(total, 1)
+        text = f"{start}loading {self._what}: {percent:3d} % of {total / 1e9:.2f} GB, {now - self._start:.0f} s{end}"
+        print(text, end="", file=self._stream, flush=True)

@@ -1,0 +1,128 @@
+"""Carries out step plans: keeps the slots' tokens and block tables, runs the model, draws tokens.
+
+It decides nothing: what is computed, where its KV lies and who is in the batch is the scheduler's plan.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from baton.sampling import SamplingParams
+from engine.attention import AttentionBatch, Span
+from engine.kv_cache import KVCache
+from engine.models.decoder import Decoder
+from engine.plan import NewSequence, ScheduledSequence, StepPlan, StepResult
+from engine.sampler import Draw, Sampler
+
+_GREEDY = SamplingParams()
+
+
+class _Slots:
+    """Rows of arrays, one a request, changed in place: no step touches more of a context than the plan names."""
+
+    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int) -> None:
+        # One more than the model's length: the last token is drawn, never computed.
+        self.token_ids = np.zeros((max_num_seqs, max_model_len + 1), dtype=np.int32)
+        self.block_tables = np.zeros((max_num_seqs, -(-(max_model_len + 1) // block_size)), dtype=np.int32)
+        self.num_blocks = np.zeros(max_num_seqs, dtype=np.int32)
+        self.num_tokens = np.zeros(max_num_seqs, dtype=np.int32)
+        self.num_prompt_tokens = np.zeros(max_num_seqs, dtype=np.int32)
+        self.sampling = [_GREEDY] * max_num_seqs
+        self._block_size = block_size
+
+    def fill(self, new: NewSequence) -> None:
+        slot, known = new.slot, len(new.token_ids)
+        assert known < self.token_ids.shape[1], f"{known} tokens exceed slots of {self.token_ids.shape[1]}"
+        self.token_ids[slot, :known] = new.token_ids
+        self.num_tokens[slot] = known
+        self.num_prompt_tokens[slot] = new.num_prompt_tokens
+        self.num_blocks[slot] = 0
+        self.append_blocks(slot, new.block_table)
+        self.sampling[slot] = new.sampling
+
+    def append_blocks(self, slot: int, blocks: tuple[int, ...]) -> None:
+        held = int(self.num_blocks[slot])
+        self.block_tables[slot, held : held + len(blocks)] = blocks
+        self.num_blocks[slot] = held + len(blocks)
+
+    def append_token(self, slot: int, token_id: int) -> None:
+        self.token_ids[slot, self.num_tokens[slot]] = token_id
+        self.num_tokens[slot] += 1
+
+    def span(self, scheduled: ScheduledSequence, row: int) -> Span:
+        slot, end = scheduled.slot, scheduled.start + scheduled.count
+        held = int(self.num_blocks[slot])
+        assert scheduled.count > 0, f"{scheduled} computes nothing"
+        assert end <= self.num_tokens[slot], f"{scheduled}: {self.num_tokens[slot]} tokens known"
+        assert end <= held * self._block_size, f"{scheduled}: {held} blocks hold too little"
+        return Span(row, scheduled.start, scheduled.count, self.block_tables[slot, :held])
+
+    def draw(self, scheduled: ScheduledSequence) -> Draw:
+        slot, end = scheduled.slot, scheduled.start + scheduled.count
+        assert end == self.num_tokens[slot], f"{scheduled} draws behind {end} of {self.num_tokens[slot]} known tokens"
+        return Draw(self.sampling[slot], position=end, num_generated=end - int(self.num_prompt_tokens[slot]))
+
+
+class ModelRunner:
+    """Not thread-safe: one thread owns it, as it owns the engine's state."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        cache: KVCache,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        eos_token_ids: tuple[int, ...] = (),
+    ) -> None:
+        self._model = model
+        self._cache = cache
+        self._slots = _Slots(max_num_seqs, max_model_len, cache.layout.block_size)
+        self._sampler = Sampler(eos_token_ids)
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> StepResult:
+        """Computes the plan's tokens in one forward pass; returns one token for each sequence that asks for one."""
+        for new in plan.new:
+            self._slots.fill(new)
+        if not plan.scheduled:
+            return StepResult(())
+        spans, row = [], 0
+        for scheduled in plan.scheduled:
+            self._slots.append_blocks(scheduled.slot, scheduled.new_blocks)
+            spans.append(self._slots.span(scheduled, row))
+            row += scheduled.count
+        hidden = self._forward(plan, spans)
+        drawing = [(span.row + span.count - 1, s) for span, s in zip(spans, plan.scheduled, strict=True) if s.sample]
+        if not drawing:
+            return StepResult(())
+        logits = self._model.logits(hidden[[last for last, _ in drawing]])
+        token_ids = self._sampler.sample(logits, [self._slots.draw(s) for _, s in drawing])
+        for (_, scheduled), token_id in zip(drawing, token_ids, strict=True):
+            self._slots.append_token(scheduled.slot, token_id)
+        return StepResult(tuple(token_ids))
+
+    @torch.inference_mode()
+    def warm_up(self, num_tokens: int) -> None:
+        """Runs one prompt of `num_tokens` and one decode, so that the first request does not pay for what the libraries
+        set up on first use. Overwrites the pool's first blocks: call it before the pool holds anything."""
+        block_size = self._cache.layout.block_size
+        num_tokens = min(num_tokens, self._cache.num_blocks * block_size, self._slots.token_ids.shape[1] - 1)
+        blocks = np.arange(-(-num_tokens // block_size), dtype=np.int32)
+        for span in (Span(0, 0, num_tokens, blocks), Span(0, 0, 1, blocks)):
+            tokens = torch.zeros(span.count, dtype=torch.int64, device=self._model.device)
+            positions = torch.arange(span.count, device=self._model.device)
+            batch = AttentionBatch(self._cache, [span], self._model.spec.windows)
+            self._model.logits(self._model.forward(tokens, positions, batch)[-1:])
+
+    def _forward(self, plan: StepPlan, spans: list[Span]) -> torch.Tensor:
+        token_ids = np.concatenate([
+            self._slots.token_ids[s.slot, s.start : s.start + s.count] for s in plan.scheduled
+        ])  # fmt: skip
+        positions = np.concatenate([np.arange(span.start, span.end) for span in spans])
+        device = self._model.device
+        batch = AttentionBatch(self._cache, spans, self._model.spec.windows)
+        return self._model.forward(
+            torch.from_numpy(token_ids.astype(np.int64)).to(device), torch.from_numpy(positions).to(device), batch
+        )
