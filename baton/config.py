@@ -1,44 +1,21 @@
-"""Every setting of every part, its flag, its default and its variable in the environment.
+"""Every setting of every part: its name, its default, its meaning and its bounds.
 
-A setting is a field of a frozen dataclass; dataclasses are composed. `parse` makes the command line from
-them: the field `max_model_len` becomes `--max-model-len` and can come from `BATON_MAX_MODEL_LEN`. No other file
-reads the environment. Where vLLM has a flag for the same thing, ours has its name.
+A setting is a field of a frozen dataclass; dataclasses are composed. `parse` (baton/flags.py) makes the command line
+from them. Where vLLM has a flag for the same thing, ours has its name.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import math
-import os
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
-from baton.errors import ConfigError
+from baton.flags import at_least, parse, setting, to_argv
 
-T = TypeVar("T")
+__all__ = ["parse", "to_argv"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 TRANSPORTS = ("auto", "shm", "tcp")
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    choices: Sequence[str] | None = None,
-    check: Callable[[Any], bool] | None = None,
-    right: str = "",
-) -> Any:
-    """A field that is a flag. `check` says whether a value will do and `right` what would."""
-    return field(default=default, metadata={"help": help, "choices": choices, "check": check, "right": right})
-
-
-def at_least(least: float) -> dict[str, Any]:
-    return {"check": lambda value: value >= least, "right": f"at least {least:g}"}
-
 
 _PORT: dict[str, Any] = {"check": lambda value: 0 <= value <= 65535, "right": "between 0 (pick a free one) and 65535"}
 _POSITIVE_OR_AUTO: dict[str, Any] = {
@@ -165,111 +142,29 @@ class UpConfig:
 
 
 @dataclass(frozen=True)
-class _Flag:
-    name: str
-    type: Any
-    default: Any
-    help: str
-    choices: Sequence[str] | None
-    check: Callable[[Any], bool] | None
-    right: str
-
-    @property
-    def option(self) -> str:
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        return "BATON_" + self.name.upper()
+class ClientConfig:
+    target: str = setting("127.0.0.1:50051", "HOST:PORT of the router's gRPC door")
+    json: bool = setting(False, "print one JSON object")
 
 
-def parse(cls: type[T], argv: Sequence[str], *, prog: str, environ: Mapping[str, str] | None = None) -> T:
-    """A `cls` from flags, the environment and defaults, in this order.
+@dataclass(frozen=True)
+class GenerateConfig(ClientConfig):
+    """`baton generate`: streams one answer to the terminal."""
 
-    Raises ConfigError; prints help and exits on --help.
-    """
-    environ = os.environ if environ is None else environ
-    parser = _Parser(prog=prog, description=(cls.__doc__ or "").strip(), allow_abbrev=False)
-    flags = _flags(cls)
-    for flag in flags:
-        action: dict[str, Any] = {"default": None, "dest": flag.name}
-        if flag.type is bool:
-            action["action"] = argparse.BooleanOptionalAction
-        else:
-            action |= {"metavar": "|".join(flag.choices) if flag.choices else _METAVARS[flag.type]}
-        shown = "" if flag.default in ("", None) else f" (default: {flag.default})"
-        parser.add_argument(flag.option, help=f"{flag.help}{shown}".replace("%", "%%"), **action)
-    given = vars(parser.parse_args(list(argv)))
-    values: dict[str, Any] = {}
-    for flag in flags:
-        raw, source = given[flag.name], flag.option
-        if raw is None and flag.variable in environ:
-            raw, source = environ[flag.variable], flag.variable
-        values[flag.name] = flag.default if raw is None else _convert(flag, raw, source)
-    return _build(cls, values)
+    prompt: str = setting("", "the prompt's text", positional=True)
+    token_ids: str = setting("", "the prompt as comma-separated token ids, in place of text")
+    model: str = setting("", "served model name; without it, the one that is served")
+    max_tokens: int = setting(128, "tokens to generate at most")
+    min_tokens: int = setting(0, "tokens to generate at least")
+    temperature: float = setting(0.0, "0 is greedy")
+    top_p: float = setting(1.0, "smallest set of likely tokens with this much probability")
+    top_k: int = setting(0, "the most likely tokens only; 0: all")
+    seed: int | None = setting(None, "same seed, same answer; without it, a new one each time")
+    stop: str = setting("", "the answer ends before this string")
+    ignore_eos: bool = setting(False, "go on past the model's end-of-sequence tokens")
+    timeout: float = setting(600.0, "seconds until the deadline", **at_least(0.001))
 
 
-def to_argv(config: Any) -> list[str]:
-    """The flags that make `parse` give `config` again: so `baton up` hands settings to the parts it starts."""
-    argv: list[str] = []
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        option = "--" + f.name.replace("_", "-")
-        if dataclasses.is_dataclass(value):
-            argv += to_argv(value)
-        elif isinstance(value, bool):
-            argv.append(option if value else f"--no-{option[2:]}")
-        elif value is not None:
-            argv.append(f"{option}={value}")
-    return argv
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise ConfigError(f"{message}; `{self.prog} --help` lists the flags")
-
-
-_METAVARS = {int: "N", float: "X", str: "NAME"}
-
-
-def _flags(cls: type[Any]) -> list[_Flag]:
-    flags: list[_Flag] = []
-    hints = get_type_hints(cls)
-    for f in dataclasses.fields(cls):
-        kind = hints[f.name]
-        if dataclasses.is_dataclass(kind):
-            flags += _flags(kind)  # type: ignore[arg-type]  # is_dataclass also admits instances; a hint is a class
-        else:
-            kind = int if kind == (int | None) else kind
-            flags.append(_Flag(name=f.name, type=kind, default=f.default, **f.metadata))
-    return flags
-
-
-def _convert(flag: _Flag, raw: Any, source: str) -> Any:
-    if flag.type is bool and isinstance(raw, str):
-        words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-        if raw.lower() not in words:
-            raise ConfigError(f"{source} is {raw!r}; it must be true or false")
-        return words[raw.lower()]
-    try:
-        value = flag.type(raw)
-    except ValueError:
-        what = "a whole number" if flag.type is int else "a number"
-        raise ConfigError(f"{source} is {raw!r}; it must be {what}") from None
-    if flag.type is float and not math.isfinite(value):
-        raise ConfigError(f"{source} is {raw!r}; it must be a finite number")
-    if flag.choices is not None and value not in flag.choices:
-        raise ConfigError(f"{source} is {raw!r}; it must be one of {', '.join(flag.choices)}")
-    if flag.check is not None and not flag.check(value):
-        raise ConfigError(f"{source} is {raw}; it must be {flag.right}")
-    return value
-
-
-def _build(cls: type[T], values: Mapping[str, Any]) -> T:
-    hints = get_type_hints(cls)
-    parts: dict[str, Any] = {}
-    for f in dataclasses.fields(cls):  # type: ignore[arg-type]  # T is a dataclass by contract
-        kind = hints[f.name]
-        nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
-        parts[f.name] = _build(kind, values) if nested else values[f.name]
-    return cls(**parts)
+@dataclass(frozen=True)
+class StatusConfig(ClientConfig):
+    """`baton status`: shows the system as the router sees it."""
