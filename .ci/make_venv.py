@@ -113,10 +113,13 @@ def watch(process: subprocess.Popen[bytes]) -> None:
 
 
 def last_line() -> str:
-    lines = LOG.read_text(errors="replace").splitlines()
-    line = lines[-1].strip() if lines else "starting pip"
-    # pip's own order: many lines, then a long silence behind this one
-    return "unpacking and installing" if line.startswith("Installing collected packages") else line
+    """What pip is at, in its own words; behind "Installing collected packages" it is silent for long."""
+    words = ("Collecting", "Downloading", "Using cached", "Building", "Preparing", "Obtaining", "Installing")
+    lines = [line.strip() for line in LOG.read_text(errors="replace").splitlines()]
+    told = [line for line in lines if line.startswith(words)]
+    if not told:
+        return "starting pip"
+    return "unpacking and installing" if told[-1].startswith("Installing collected") else told[-1]
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class InferenceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Where prompts go in and answers come out.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -52,7 +53,8 @@ class InferenceStub:
 
 
 class InferenceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Where prompts go in and answers come out.
+    """
 
     def Generate(self, request, context):
         """Answers one prompt with a stream of text and token ids. The last message carries `finished`;
@@ -104,7 +106,8 @@ def add_InferenceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Inference:
-    """Missing associated documentation comment in .proto file."""
+    """Where prompts go in and answers come out.
+    """
 
     @staticmethod
     def Generate(request,

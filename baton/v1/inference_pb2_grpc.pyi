@@ -27,6 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InferenceStub:
+    """Where prompts go in and answers come out."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -43,6 +45,8 @@ class InferenceStub:
 
 @_typing.type_check_only
 class InferenceAsyncStub(InferenceStub):
+    """Where prompts go in and answers come out."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
     """Answers one prompt with a stream of text and token ids. The last message carries `finished`;
@@ -55,6 +59,8 @@ class InferenceAsyncStub(InferenceStub):
     """The system as the router sees it."""
 
 class InferenceServicer(metaclass=_abc_1.ABCMeta):
+    """Where prompts go in and answers come out."""
+
     @_abc_1.abstractmethod
     def Generate(
         self,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class TransferStub:
-    """Missing associated documentation comment in .proto file."""
+    """How a worker pulls blocks from another, under a lease.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -42,7 +43,8 @@ class TransferStub:
 
 
 class TransferServicer:
-    """Missing associated documentation comment in .proto file."""
+    """How a worker pulls blocks from another, under a lease.
+    """
 
     def Pull(self, request_iterator, context):
         """One stream a transfer, opened by the side that pulls. It claims an offered set of blocks, hears of each block as
@@ -70,7 +72,8 @@ def add_TransferServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Transfer:
-    """Missing associated documentation comment in .proto file."""
+    """How a worker pulls blocks from another, under a lease.
+    """
 
     @staticmethod
     def Pull(request_iterator,

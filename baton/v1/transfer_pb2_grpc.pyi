@@ -27,6 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TransferStub:
+    """How a worker pulls blocks from another, under a lease."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -39,6 +41,8 @@ class TransferStub:
 
 @_typing.type_check_only
 class TransferAsyncStub(TransferStub):
+    """How a worker pulls blocks from another, under a lease."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     Pull: _aio.StreamStreamMultiCallable[_transfer_pb2.PullRequest, _transfer_pb2.PullResponse]  # type: ignore[assignment]
     """One stream a transfer, opened by the side that pulls. It claims an offered set of blocks, hears of each block as
@@ -47,6 +51,8 @@ class TransferAsyncStub(TransferStub):
     """
 
 class TransferServicer(metaclass=_abc_1.ABCMeta):
+    """How a worker pulls blocks from another, under a lease."""
+
     @_abc_1.abstractmethod
     def Pull(
         self,

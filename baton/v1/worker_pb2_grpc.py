@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class WorkerStub:
-    """Missing associated documentation comment in .proto file."""
+    """A worker, as routers use it.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -42,7 +43,8 @@ class WorkerStub:
 
 
 class WorkerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """A worker, as routers use it.
+    """
 
     def Session(self, request_iterator, context):
         """One stream for all requests of one router. When it breaks, the worker aborts that router's requests.
@@ -68,7 +70,8 @@ def add_WorkerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Worker:
-    """Missing associated documentation comment in .proto file."""
+    """A worker, as routers use it.
+    """
 
     @staticmethod
     def Session(request_iterator,

@@ -29,6 +29,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class WorkerStub:
+    """A worker, as routers use it."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -38,11 +40,15 @@ class WorkerStub:
 
 @_typing.type_check_only
 class WorkerAsyncStub(WorkerStub):
+    """A worker, as routers use it."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     Session: _aio.StreamStreamMultiCallable[_worker_pb2.SessionRequest, _worker_pb2.SessionResponse]  # type: ignore[assignment]
     """One stream for all requests of one router. When it breaks, the worker aborts that router's requests."""
 
 class WorkerServicer(metaclass=_abc_1.ABCMeta):
+    """A worker, as routers use it."""
+
     @_abc_1.abstractmethod
     def Session(
         self,
