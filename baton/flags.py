@@ -78,7 +78,8 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, environ: Mapping[str,
         else:
             action |= {"metavar": "|".join(flag.choices) if flag.choices else _METAVARS[flag.type]}
         shown = "" if flag.default in ("", None) else f" (default: {flag.default})"
-        parser.add_argument(flag.option, help=f"{flag.help}{shown}".replace("%", "%%"), **action)
+        name = flag.name if flag.positional else flag.option
+        parser.add_argument(name, help=f"{flag.help}{shown}".replace("%", "%%"), **action)
     given = vars(parser.parse_args(list(argv)))
     values: dict[str, Any] = {}
     for flag in flags:

@@ -1,0 +1,99 @@
+"""`baton generate PROMPT`: text as it comes, or one JSON object."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+
+from baton.client import Answer, Client
+from baton.config import GenerateConfig, parse
+from baton.errors import InternalError, InvalidRequest
+from baton.sampling import SamplingParams
+
+
+def main(argv: Sequence[str]) -> int:
+    config = parse(GenerateConfig, argv, prog="baton generate")
+    prompt = _prompt(config)
+    _check_ranges(config)
+    asyncio.run(_generate(config, prompt))
+    return 0
+
+
+async def _generate(config: GenerateConfig, prompt: str | list[int]) -> None:
+    sampling = SamplingParams(
+        max_tokens=config.max_tokens,
+        min_tokens=config.min_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        seed=config.seed,
+        ignore_eos=config.ignore_eos,
+    )
+    stop = (config.stop,) if config.stop else ()
+    async with Client(config.target) as client:
+        options = {"model": config.model, "stop": stop, "timeout": config.timeout}
+        if config.json:
+            answer = await client.answer(prompt, sampling, **options)
+            print(json.dumps(dataclasses.asdict(answer)))
+            return
+        finished = None
+        async for part in client.generate(prompt, sampling, model=config.model, stop=stop, timeout=config.timeout):
+            sys.stdout.write(part.text)
+            sys.stdout.flush()
+            if part.HasField("finished"):
+                finished = part.finished
+        print()
+        if finished is None:
+            raise InternalError("the stream ended without its last message")
+        if sys.stderr.isatty():
+            print(summary(Answer.of("", [], finished)), file=sys.stderr)
+
+
+def summary(answer: Answer) -> str:
+    """Who did what, and how long it took; one line each."""
+    usage, timings = answer.usage, answer.timings
+    lines = [
+        f"prefill  {answer.prefill_worker}: {usage['prompt_tokens']} prompt tokens "
+        f"({usage['cached_tokens']} cached), first token after {timings['first_token_seconds'] * 1e3:.0f} ms"
+    ]
+    if timings["transfer_blocks"]:
+        lines.append(
+            f"handoff  {timings['transfer_blocks']} blocks, {timings['transfer_bytes'] / 1024:.0f} KiB over "
+            f"{timings['transport']}, {timings['transfer_seconds'] * 1e3:.1f} ms"
+        )
+    decoding = timings["total_seconds"] - timings["first_token_seconds"]
+    lines.append(
+        f"decode   {answer.decode_worker}: {usage['completion_tokens']} tokens, {answer.finish_reason}, "
+        f"{decoding * 1e3:.0f} ms after the first"
+    )
+    if timings["resumes"]:
+        lines.append(f"resumed  {timings['resumes']} times")
+    return "\n".join(lines)
+
+
+def _prompt(config: GenerateConfig) -> str | list[int]:
+    if bool(config.prompt) == bool(config.token_ids):
+        raise InvalidRequest("give a prompt, as text or as --token-ids 1,2,3, and not both; it must not be empty")
+    if config.prompt:
+        try:
+            config.prompt.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequest("the prompt is not UTF-8") from None
+        return config.prompt
+    try:
+        return [int(part) for part in config.token_ids.split(",")]
+    except ValueError:
+        raise InvalidRequest(f"--token-ids is {config.token_ids!r}; it must be numbers with commas between") from None
+
+
+def _check_ranges(config: GenerateConfig) -> None:
+    """What the wire's unsigned fields cannot carry; all else the router judges, which knows the model."""
+    for name in ("max_tokens", "min_tokens", "top_k"):
+        value = getattr(config, name)
+        if not 0 <= value < 2**32:
+            raise InvalidRequest(f"--{name.replace('_', '-')} is {value}; it must be between 0 and 2^32 - 1")
+    if config.seed is not None and not 0 <= config.seed < 2**64:
+        raise InvalidRequest(f"--seed is {config.seed}; it must be between 0 and 2^64 - 1")

@@ -1,0 +1,81 @@
+"""`baton COMMAND …`: finds the command and turns Baton's errors into one line and exit status 1."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from baton import __version__
+from baton.errors import BatonError
+
+
+def _up(argv: Sequence[str]) -> int:
+    from baton.cli import up
+
+    return up.main(argv)
+
+
+def _generate(argv: Sequence[str]) -> int:
+    from baton.cli import generate
+
+    return generate.main(argv)
+
+
+def _status(argv: Sequence[str]) -> int:
+    from baton.cli import status
+
+    return status.main(argv)
+
+
+def _part(module: str) -> Callable[[Sequence[str]], int]:
+    def run(argv: Sequence[str]) -> int:
+        os.execv(sys.executable, [sys.executable, "-m", module, *argv])
+
+    return run
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
+    "up": ("run a whole system on this machine", _up),
+    "generate": ("stream one answer to the terminal", _generate),
+    "status": ("show the system as the router sees it", _status),
+    "router": ("run the router", _part("router")),
+    "prefill": ("run a prefill worker", _part("prefill_worker")),
+    "decode": ("run a decode worker", _part("decode_worker")),
+}
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  baton {name:<{width}}  {what}" for name, (what, _) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: baton COMMAND [FLAGS]", "", *lines, "", "`baton COMMAND --help` lists a command's flags."]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"baton {__version__}")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        print(f"baton: there is no command {command!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    try:
+        return COMMANDS[command][1](rest)
+    except BatonError as error:
+        print(f"baton {command}: {error.message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `baton generate … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
