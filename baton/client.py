@@ -168,10 +168,9 @@ def status_to_json(status: pb.GetStatusResponse) -> str:
         for w in status.workers
     ]
     models = [{"name": m.name, "max_model_len": m.max_model_len} for m in status.models]
-    shown = {
-        "workers": workers,
-        "models": models,
-        "redis_connected": status.redis_connected,
-        "http": status.http_address,
-    }
-    return json.dumps(shown)
+    redis = status.redis_connected
+    return json.dumps({"workers": workers, "models": models, "redis_connected": redis, "http": status.http_address})
+
+
+def _fields(message: Message) -> dict[str, Any]:
+    return {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}

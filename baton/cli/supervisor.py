@@ -126,7 +126,8 @@ class Supervisor:
 
     async def _read_output(self, part: Part) -> bool:
         """To the end; whether the ready line was among it."""
-        assert part.process is not None and part.process.stdout is not None, "stdout is a pipe"
+        assert part.process is not None, "a watched part has been started"
+        assert part.process.stdout is not None, "stdout is a pipe"
         async for line in part.process.stdout:
             text = line.decode(errors="replace").rstrip()
             words = text.split()

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from baton.cli.supervisor import Part, Supervisor
 from baton.client import Client
@@ -42,7 +43,7 @@ class Counts:
                 "--prefill 0 leaves no worker for prompts; give --prefill 1 or more, or --unified 1 or more"
             )
         if decode == 0 and unified == 0:
-            raise ConfigError("--decode 0 leaves no worker to decode; give --decode 1 or more, or --unified 1 or more")
+            raise ConfigError("--decode 0 leaves no worker to decode; give --decode 1 or more, or --unified 1")
         return cls(prefill, decode, unified)
 
     @property
@@ -117,7 +118,7 @@ def worker_parts(config: UpConfig, counts: Counts, *, embedded: bool) -> list[Pa
     # A Redis of our own has no other workers; in a shared one names must not meet.
     suffix = "" if embedded else f"-{os.getpid()}"
     threads = config.model.threads or max(1, (os.cpu_count() or 1) // counts.total)
-    settings = {
+    settings: dict[str, Any] = {
         "model": dataclasses.replace(config.model, threads=threads),
         "cache": config.cache,
         "scheduler": config.scheduler,
