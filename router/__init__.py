@@ -1,0 +1,1 @@
+"""The router: text in, text out. Tokenises, places, relays, resumes. Alone knows text; imports no torch."""

@@ -1,0 +1,95 @@
+"""One try at a request on the workers it was placed on: submits, forwards the ticket, cancels. Decides nothing.
+
+Opened at once on both workers; closed exactly once, whatever happened. Closing tells every worker that may still hold
+something of it to give it up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from baton.clock import Clock
+from baton.errors import WorkerLost
+from baton.ids import AttemptId
+from baton.v1 import worker_pb2
+from router.events import Arrival, DeadlinePassed, Inbox, Offered, Side
+from router.merge import TokenLog
+from router.placement import Placement, Way, WorkerKey
+from router.prepare import PreparedRequest
+from router.session import WorkerSession
+from router.verdict import AttemptState, Verdict
+from router.workers import Workers
+
+_SPARE_EVENTS = 64
+"""Arrivals beyond two for each token that may wait unread: tickets, landings, ends."""
+
+
+class Attempt:
+    """`open` it; raises WorkerLost or Unavailable where a worker does not take it."""
+
+    def __init__(self, request: PreparedRequest, number: int, placement: Placement, log: TokenLog) -> None:
+        self.id = AttemptId(request.name, number)
+        self.placement = placement
+        self.state = AttemptState(log, remote=placement.way is Way.REMOTE)
+        self.opened_at = 0.0
+        self._request = request
+        self._inbox = Inbox(limit=2 * request.max_tokens + _SPARE_EVENTS)
+        self._sessions: dict[Side, WorkerSession] = {}
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def worker(self, side: Side) -> WorkerKey:
+        """The worker of that side; the decode worker also where there is no prefill worker."""
+        prefill = self.placement.prefill if side is Side.PREFILL else None
+        return prefill or self.placement.decode
+
+    def open(self, workers: Workers, tokens: list[int], clock: Clock, deadline: float) -> None:
+        """`tokens`: prompt and answer so far. `deadline`: by `clock`, in seconds."""
+        self.opened_at = clock.now()
+        remaining = max(deadline - self.opened_at, 0.001)
+        if self.placement.prefill is None:
+            self._submit(workers, Side.DECODE, worker_pb2.TASK_LOCAL, tokens, remaining)
+        else:
+            self._submit(workers, Side.DECODE, worker_pb2.TASK_RECEIVE, tokens, remaining)
+            self._submit(workers, Side.PREFILL, worker_pb2.TASK_PREFILL, tokens, remaining)
+        loop = asyncio.get_running_loop()
+        passed = Arrival(Side.DECODE, deadline, DeadlinePassed())
+        self._deadline = loop.call_later(remaining, self._inbox.force, passed)
+
+    def _submit(
+        self, workers: Workers, side: Side, task: worker_pb2.Task.ValueType, tokens: list[int], remaining: float
+    ) -> None:
+        key = self.worker(side)
+        session = workers.session(key)
+        if session is None:
+            raise WorkerLost(f"worker {key.id} is gone")
+        submit = worker_pb2.Submit(
+            id=worker_pb2.AttemptId(request_id=self.id.request_id, attempt=self.id.attempt),
+            task=task,
+            token_ids=tokens,
+            num_prompt_tokens=len(self._request.prompt_ids),
+            sampling=self._request.sampling.to_proto(),
+            cache_salt=self._request.cache_salt,
+            deadline_seconds=remaining,
+        )
+        session.open(submit, side, self._inbox)
+        self._sessions[side] = session
+
+    async def take(self) -> tuple[list[Arrival], Verdict | None]:
+        """Waits for something to arrive and lets the state read it; nothing is read behind a verdict."""
+        read: list[Arrival] = []
+        for arrival in await self._inbox.take():
+            if isinstance(arrival.event, Offered):
+                self._sessions[Side.DECODE].handoff(self.id, arrival.event.ticket)
+            verdict = self.state.take(arrival)
+            read.append(arrival)
+            if verdict is not None:
+                return read, verdict
+        return read, None
+
+    def close(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        for side, session in self._sessions.items():
+            cancel = self.state.cancel_prefill if side is Side.PREFILL else self.state.cancel_decode
+            session.abandon(self.id, cancel=cancel)
+        self._sessions.clear()

@@ -1,0 +1,135 @@
+"""Checks a request before any worker sees it, and fills in what it left open. Refuses with InvalidRequest.
+
+A message says the field, its value and what would be right. What passes here can be served by every worker that has
+room for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+
+from baton.errors import InvalidRequest, ModelNotFound
+from baton.hashing import block_hashes, root_hash
+from baton.ids import BlockHash
+from baton.sampling import SamplingParams
+from router.model import ModelInfo
+from router.request import GenerateSpec
+from router.text.tokenizer import Tokenizer
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 256
+MAX_REQUEST_ID = 128
+MAX_CACHE_SALT = 128
+_HASH_IN_THREAD = 8192
+"""Prompt tokens from which hashing would hold the event loop for milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """Ready to be placed."""
+
+    name: str
+    """The client's request id, made unique: two clients may have chosen the same."""
+    model: ModelInfo
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    """With max_tokens and seed filled in."""
+    max_tokens: int
+    stop: tuple[str, ...]
+    cache_salt: bytes
+    prompt_hashes: tuple[BlockHash, ...]
+    end_ids: frozenset[int]
+    """Tokens that end the answer."""
+
+
+def check_form(spec: GenerateSpec) -> None:
+    """All that can be said without knowing the model."""
+    if not spec.request_id:
+        raise _wrong("request_id", "empty", f"1 to {MAX_REQUEST_ID} characters")
+    if len(spec.request_id) > MAX_REQUEST_ID:
+        raise _wrong("request_id", f"{len(spec.request_id)} characters long", f"at most {MAX_REQUEST_ID}")
+    if not spec.request_id.isprintable():
+        raise _wrong("request_id", repr(spec.request_id), "printable")
+    if len(spec.cache_salt) > MAX_CACHE_SALT:
+        raise _wrong("cache_salt", f"{len(spec.cache_salt)} bytes long", f"at most {MAX_CACHE_SALT}")
+    if len(spec.stop) > MAX_STOP_STRINGS:
+        raise _wrong("stop", f"{len(spec.stop)} strings", f"at most {MAX_STOP_STRINGS}")
+    for stop in spec.stop:
+        if not 1 <= len(stop) <= MAX_STOP_CHARACTERS:
+            raise _wrong("stop", f"a string of {len(stop)} characters", f"of 1 to {MAX_STOP_CHARACTERS} each")
+        _require_unicode("stop", stop)
+    if len(spec.prompt) == 0:
+        raise InvalidRequest("prompt is empty; it must have at least one token", param="prompt")
+    if isinstance(spec.prompt, str):
+        _require_unicode("prompt", spec.prompt)
+    if spec.timeout_seconds is not None and not spec.timeout_seconds >= 0:
+        raise _wrong("timeout", f"{spec.timeout_seconds} s", "0 or more")
+
+
+def check_model(spec: GenerateSpec, model: ModelInfo) -> None:
+    if spec.model and spec.model != model.name:
+        raise ModelNotFound(
+            f"model {spec.model[:200]!r} is not served here; the served model is {model.name!r}", param="model"
+        )
+    spec.sampling.check(model.vocab_size)
+
+
+async def prepare(spec: GenerateSpec, model: ModelInfo, tokenizer: Tokenizer) -> PreparedRequest:
+    """`spec` has passed `check_form` and `check_model`. Raises InvalidRequest."""
+    if isinstance(spec.prompt, str):
+        prompt_ids = await tokenizer.encode(spec.prompt, spec.add_special_tokens, max_tokens=model.max_model_len)
+        if not prompt_ids:
+            raise InvalidRequest("prompt has no tokens; it must have at least one", param="prompt")
+    else:
+        prompt_ids = spec.prompt
+    _check_tokens(prompt_ids, model)
+    left = model.max_model_len - len(prompt_ids)
+    sampling = spec.sampling.with_defaults(max_tokens=left, seed=secrets.randbits(63))
+    sampling.check(model.vocab_size)  # again: min_tokens may be more than the model's length leaves
+    ends = frozenset() if sampling.ignore_eos else model.eos_token_ids or tokenizer.eos_ids
+    assert sampling.max_tokens is not None, "with_defaults fills it in"
+    return PreparedRequest(
+        name=f"{spec.request_id}~{secrets.token_hex(6)}",
+        model=model,
+        prompt_ids=prompt_ids,
+        sampling=sampling,
+        max_tokens=sampling.max_tokens,
+        stop=spec.stop,
+        cache_salt=spec.cache_salt,
+        prompt_hashes=await _hashes(prompt_ids, model, spec.cache_salt),
+        end_ids=ends | frozenset(sampling.stop_token_ids),
+    )
+
+
+def _check_tokens(prompt_ids: tuple[int, ...], model: ModelInfo) -> None:
+    if len(prompt_ids) >= model.max_model_len:
+        raise InvalidRequest(
+            f"prompt has {len(prompt_ids)} tokens; the model takes {model.max_model_len} tokens of prompt and answer "
+            f"together, so a prompt of at most {model.max_model_len - 1}",
+            param="prompt",
+        )
+    if min(prompt_ids) < 0 or max(prompt_ids) >= model.vocab_size:
+        wrong = next(i for i in prompt_ids if not 0 <= i < model.vocab_size)
+        raise InvalidRequest(
+            f"prompt has token id {wrong}; token ids must be between 0 and {model.vocab_size - 1}", param="prompt"
+        )
+
+
+async def _hashes(prompt_ids: tuple[int, ...], model: ModelInfo, salt: bytes) -> tuple[BlockHash, ...]:
+    root = root_hash(model.model_fingerprint, salt=salt)
+    if len(prompt_ids) < _HASH_IN_THREAD:
+        return tuple(block_hashes(root, prompt_ids, model.block_size))
+    return tuple(await asyncio.to_thread(block_hashes, root, prompt_ids, model.block_size))
+
+
+def _require_unicode(param: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _wrong(param, f"text with a lone surrogate at character {error.start}", "valid Unicode") from None
+
+
+def _wrong(param: str, value: str, right: str) -> InvalidRequest:
+    return InvalidRequest(f"{param} is {value}; it must be {right}", param=param)

@@ -1,0 +1,209 @@
+"""The router's core: what the doors call. Admits requests, has them checked and prepared, and streams them.
+
+Owns the count of open requests, the tokenizer and the request metrics of the served model. A request's own life is
+router/stream.py. Never speaks to a worker itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from baton.clock import Clock, MonotonicClock
+from baton.config import RoutingConfig
+from baton.errors import CheckpointError, DeadlineExceeded, Overloaded, Unavailable
+from baton.metrics import Metrics, RequestMetrics, RouterMetrics
+from baton.v1 import inference_pb2
+from router.model import ModelInfo
+from router.prepare import PreparedRequest, check_form, check_model, prepare
+from router.request import Chunk, GenerateSpec, ServedModel
+from router.stream import Stream
+from router.text.tokenizer import Tokenizer
+from router.workers import Workers
+
+T = TypeVar("T")
+
+
+class Relay:
+    """Implements `router.request.Generates`. `model` is where the tokenizer is; empty: where the workers say."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        config: RoutingConfig,
+        metrics: Metrics,
+        router_metrics: RouterMetrics,
+        *,
+        model: str = "",
+        load_tokenizer: Callable[[str], Tokenizer] = Tokenizer.load,
+        clock: Clock | None = None,
+    ) -> None:
+        self.workers = workers
+        self.open_requests = 0
+        self.draining = False
+        """Once set, new requests are refused; open ones go on."""
+        self._config = config
+        self._metrics = metrics
+        self._router_metrics = router_metrics
+        self._model_source = model
+        self._load_tokenizer = load_tokenizer
+        self._clock = clock or MonotonicClock()
+        self._request_metrics: RequestMetrics | None = None
+        self._loading: asyncio.Task[Tokenizer] | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # --- what doors ask
+
+    def models(self) -> list[ServedModel]:
+        model = self.workers.model
+        return [] if model is None else [ServedModel(model.name, model.max_model_len)]
+
+    def ready(self) -> str:
+        """Empty when requests can be served now; else what is missing."""
+        if self.draining:
+            return "the router is shutting down"
+        missing = self.workers.missing()
+        if missing or self._loading is None or not self._loading.done():
+            return missing or "the tokenizer is being loaded"
+        error = self._loading.exception()
+        return "" if error is None else str(error)
+
+    def status(self) -> list[inference_pb2.WorkerStatus]:
+        return self.workers.status()
+
+    @property
+    def redis_connected(self) -> bool:
+        return self.workers.directory.connected
+
+    async def tokenizer(self) -> Tokenizer:
+        """Of the served model; waits for it. Raises CheckpointError."""
+        if self._loading is None or _failed(self._loading):
+            source = self._model_source or (self.workers.model.source if self.workers.model is not None else "")
+            if not source:
+                raise CheckpointError(
+                    "no tokenizer: the workers name no directory or hub id; give the router one by --model"
+                )
+            self._loading = asyncio.create_task(asyncio.to_thread(self._load_tokenizer, source))
+        return await asyncio.shield(self._loading)
+
+    # --- a request
+
+    async def generate(self, spec: GenerateSpec) -> AsyncGenerator[Chunk, None]:
+        arrived_at = self._clock.now()
+        with self._admitted():
+            check_form(spec)
+            seconds = spec.timeout_seconds
+            deadline = arrived_at + (self._config.request_timeout_seconds if seconds is None else seconds)
+            model = await self._served_model(deadline)
+            metrics = self._metrics_of(model)
+            with _counting_bad_ends(metrics) as end:
+                check_model(spec, model)
+                request, tokenizer = await self._until(deadline, self._prepare(spec, model))
+                stream = Stream(
+                    request,
+                    tokenizer,
+                    self.workers,
+                    self._config,
+                    self._clock,
+                    (metrics, self._router_metrics),
+                    arrived_at=arrived_at,
+                    deadline=deadline,
+                )
+                async with aclosing(stream.run()) as chunks:
+                    async for chunk in chunks:
+                        end.came = chunk.finished is not None
+                        yield chunk
+
+    async def drain(self, seconds: float) -> bool:
+        """Refuses new requests and waits for the open ones; whether all ended in time."""
+        self.draining = True
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        if self._loading is not None:
+            self._loading.cancel()
+            results = await asyncio.gather(self._loading, return_exceptions=True)
+            for result in results:
+                if isinstance(result, Tokenizer):
+                    result.close()
+
+    # --- its parts
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        if self.draining:
+            raise Unavailable("the router is shutting down and takes no new requests")
+        if self.open_requests >= self._config.max_waiting_requests:
+            raise Overloaded(
+                f"{self.open_requests} requests are open, the most that are taken (--max-waiting-requests); "
+                "try again later"
+            )
+        self.open_requests += 1
+        self._router_metrics.requests_open.set(self.open_requests)
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.open_requests -= 1
+            self._router_metrics.requests_open.set(self.open_requests)
+            if not self.open_requests:
+                self._idle.set()
+
+    async def _served_model(self, deadline: float) -> ModelInfo:
+        """Waits for a first worker where none has said yet what is served."""
+        give_up = min(deadline, self._clock.now() + self._config.resume_timeout_seconds)
+        while self.workers.model is None:
+            now = self._clock.now()
+            if now >= give_up:
+                kind = DeadlineExceeded if now >= deadline else Unavailable
+                raise kind(f"nothing is served yet: {self.workers.missing()}")
+            await self.workers.wait_change(give_up - now)
+        return self.workers.model
+
+    async def _prepare(self, spec: GenerateSpec, model: ModelInfo) -> tuple[PreparedRequest, Tokenizer]:
+        tokenizer = await self.tokenizer()
+        return await prepare(spec, model, tokenizer), tokenizer
+
+    async def _until(self, deadline: float, work: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(max(deadline - self._clock.now(), 0.0)):
+                return await work
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the prompt was tokenised") from None
+
+    def _metrics_of(self, model: ModelInfo) -> RequestMetrics:
+        if self._request_metrics is None:  # the served name never changes
+            self._request_metrics = RequestMetrics(self._metrics, model.name)
+        return self._request_metrics
+
+
+@dataclass(slots=True)
+class _End:
+    came: bool = False
+
+
+@contextmanager
+def _counting_bad_ends(metrics: RequestMetrics) -> Iterator[_End]:
+    end = _End()
+    try:
+        yield end
+    except Exception:
+        metrics.ended("error")
+        raise
+    except (asyncio.CancelledError, GeneratorExit):
+        if not end.came:  # a client may go as soon as it has the last chunk
+            metrics.ended("abort")
+        raise
+
+
+def _failed(task: asyncio.Task[Tokenizer]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)

@@ -1,0 +1,286 @@
+"""One worker's session: one channel, one multiplexed stream for all requests. Owns its connection and nothing else.
+
+    CONNECTING ──► STANDING ──► BROKEN ──► CONNECTING …          CLOSED: from anywhere, by `close`
+                └► REFUSED ──► CONNECTING …
+
+A reader task sorts what the worker says into the inboxes of the attempts; a writer task sends what is queued. When the
+stream breaks, every open attempt hears `Lost` at once. A peer that is stopped while its TCP connection stays open is
+found dead by keepalive pings. It never chooses a worker and never retries a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+import grpc
+
+from baton.clock import Clock
+from baton.errors import Unavailable, WorkerLost
+from baton.ids import AttemptId
+from baton.metrics import RouterMetrics
+from baton.v1 import inference_pb2, transfer_pb2, worker_pb2, worker_pb2_grpc
+from router.events import Inbox, Lost, Side
+from router.placement import Role, WorkerKey
+from router.session_attempts import SessionAttempts
+
+_log = logging.getLogger(__name__)
+
+Call = grpc.aio.StreamStreamCall[worker_pb2.SessionRequest, worker_pb2.SessionResponse]
+
+
+class Link(Enum):
+    CONNECTING = auto()
+    STANDING = auto()
+    BROKEN = auto()
+    REFUSED = auto()
+    """The worker is not one that this router can use."""
+    CLOSED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    keepalive_seconds: float = 5.0
+    keepalive_timeout_seconds: float = 5.0
+    hello_seconds: float = 10.0
+    first_backoff_seconds: float = 0.1
+    max_backoff_seconds: float = 2.0
+    max_message_bytes: int = 64 * 1024 * 1024
+    max_queued_messages: int = 16384
+    """Unsent messages at which a worker takes no new request."""
+
+    def channel_options(self) -> list[tuple[str, int]]:
+        return [
+            ("grpc.keepalive_time_ms", round(self.keepalive_seconds * 1000)),
+            ("grpc.keepalive_timeout_ms", round(self.keepalive_timeout_seconds * 1000)),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.max_send_message_length", self.max_message_bytes),
+            ("grpc.use_local_subchannel_pool", 1),  # backoff is ours: no channel inherits another's
+            ("grpc.enable_retries", 0),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Where a worker is said to be and who it is said to be."""
+
+    key: WorkerKey
+    role: Role
+    address: str
+    metrics: str = ""
+    pid: int = 0
+
+
+class WorkerSession:
+    """`accept` looks at a Hello and gives the reason why the worker cannot be used, or an empty string."""
+
+    def __init__(
+        self,
+        peer: Peer,
+        *,
+        accept: Callable[[WorkerSession, worker_pb2.Hello], str],
+        on_change: Callable[[], None],
+        metrics: RouterMetrics,
+        clock: Clock,
+        options: SessionOptions,
+    ) -> None:
+        self.peer = peer
+        self.link = Link.CONNECTING
+        self.detail = "is being connected"
+        """Why it takes no requests."""
+        self.hello: worker_pb2.Hello | None = None
+        """Of the last session that stood."""
+        self.load = inference_pb2.Load()
+        self.draining = False
+        self.attempts = SessionAttempts(peer.key, metrics, clock)
+        self._accept = accept
+        self._on_change = on_change
+        self._options = options
+        self._recent = [0, 0]
+        self._unsent: deque[worker_pb2.SessionRequest] = deque()
+        self._to_send = asyncio.Event()
+        self._task = asyncio.create_task(self._run(), name=f"session {peer.key.id}")
+
+    @property
+    def name(self) -> str:
+        return f"{self.peer.key.id} ({self.peer.address})"
+
+    @property
+    def standing(self) -> bool:
+        return self.link is Link.STANDING
+
+    @property
+    def recent_tokens(self) -> int:
+        """Tokens submitted since the last report of load but one: the last may not have counted them yet."""
+        return sum(self._recent)
+
+    async def close(self) -> None:
+        self._become(Link.CLOSED, "is gone")
+        self.attempts.lose_all(Lost(f"worker {self.name} is gone"))
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    # --- what the relay does with it
+
+    def open(self, submit: worker_pb2.Submit, side: Side, inbox: Inbox) -> AttemptId:
+        """Sends a request's attempt; its events go to `inbox` until `abandon`. Raises WorkerLost, Unavailable."""
+        if not self.standing:
+            raise WorkerLost(f"worker {self.name} {self.detail}")
+        if len(self._unsent) >= self._options.max_queued_messages:
+            raise Unavailable(f"worker {self.name} does not read: {len(self._unsent)} messages wait for it")
+        attempt = AttemptId(submit.id.request_id, submit.id.attempt)
+        self.attempts.add(attempt, side, inbox)
+        self._recent[0] += len(submit.token_ids)
+        self._send(worker_pb2.SessionRequest(submit=submit))
+        return attempt
+
+    def handoff(self, attempt: AttemptId, ticket: transfer_pb2.Ticket) -> None:
+        if attempt in self.attempts:
+            handoff = worker_pb2.Handoff(id=_id(attempt), ticket=ticket)
+            self._send(worker_pb2.SessionRequest(handoff=handoff))
+
+    def abandon(self, attempt: AttemptId, *, cancel: bool) -> None:
+        """No more events of it are wanted; with `cancel` the worker is told to give it up."""
+        if self.attempts.remove(attempt) and cancel:
+            self._send(worker_pb2.SessionRequest(cancel=worker_pb2.Cancel(id=_id(attempt))))
+
+    def _send(self, message: worker_pb2.SessionRequest) -> None:
+        if self.standing:
+            self._unsent.append(message)
+            self._to_send.set()
+
+    # --- its connection
+
+    async def _run(self) -> None:
+        backoff = self._options.first_backoff_seconds
+        while True:
+            try:
+                await self._connect_and_serve()
+            except grpc.aio.AioRpcError as error:
+                reason = f"cannot be reached: {_words(error)}"
+            except TimeoutError:
+                reason = f"sent no Hello within {self._options.hello_seconds:g} s"
+            except _RefusedPeer as error:
+                reason = error.args[0]
+            except Exception as error:  # a defect in reading must break this session, not end it for good
+                _log.exception("session to worker %s failed", self.name)
+                reason = f"session failed: {error!r}"
+            else:
+                reason = "ended its session"
+            stood = self.standing
+            self._broken(Link.REFUSED if self.link is Link.REFUSED else Link.BROKEN, reason)
+            backoff = self._options.first_backoff_seconds if stood else backoff
+            await asyncio.sleep(backoff * random.uniform(0.75, 1.25))
+            backoff = min(backoff * 2, self._options.max_backoff_seconds)
+
+    async def _connect_and_serve(self) -> None:
+        async with grpc.aio.insecure_channel(self.peer.address, options=self._options.channel_options()) as channel:
+            call: Call = worker_pb2_grpc.WorkerStub(channel).Session()
+            try:
+                async with asyncio.timeout(self._options.hello_seconds):
+                    first: Any = await call.read()
+                if first is grpc.aio.EOF:
+                    await self._raise_status(call)
+                self._greet(first)
+                writer = asyncio.create_task(self._write(call), name=f"writer {self.peer.key.id}")
+                try:
+                    await self._read(call)
+                finally:
+                    writer.cancel()
+                    await asyncio.gather(writer, return_exceptions=True)
+            finally:
+                call.cancel()
+
+    def _greet(self, first: worker_pb2.SessionResponse) -> None:
+        hello = first.hello
+        if first.WhichOneof("message") != "hello":
+            problem = "began its session without a Hello"
+        elif hello.worker_id != self.peer.key.id or hello.incarnation != self.peer.key.incarnation:
+            problem = (
+                f"answers as {hello.worker_id!r} of incarnation {hello.incarnation}; "
+                f"{self.peer.key.id!r} of incarnation {self.peer.key.incarnation} was expected"
+            )
+        elif hello.role != self.peer.role.value:
+            problem = f"says its role is {hello.role}; the directory says {self.peer.role.name.lower()}"
+        else:
+            problem = self._accept(self, hello)
+        if problem:
+            self._become(Link.REFUSED, problem)
+            raise _RefusedPeer(problem)
+        self.hello = hello
+        self.draining = False
+        self.load = inference_pb2.Load()
+        self._recent = [0, 0]
+        self._unsent.clear()
+        self._become(Link.STANDING, "")
+        _log.info("worker %s is there, as %s", self.name, self.peer.role.name.lower())
+
+    async def _read(self, call: Call) -> None:
+        while True:
+            response: Any = await call.read()
+            if response is grpc.aio.EOF:
+                await self._raise_status(call)
+                return
+            if response.WhichOneof("message") != "step":
+                self.attempts.count_stale("malformed")
+                continue
+            step = response.step
+            self.attempts.deliver(step.events)
+            if step.HasField("load"):
+                self.load = step.load
+                self._recent = [0, self._recent[0]]
+            if step.draining != self.draining:
+                self.draining = step.draining
+                self._on_change()
+
+    async def _raise_status(self, call: Call) -> None:
+        code = await call.code()
+        if code is not grpc.StatusCode.OK:
+            raise grpc.aio.AioRpcError(
+                code, await call.initial_metadata(), await call.trailing_metadata(), await call.details()
+            )
+
+    async def _write(self, call: Call) -> None:
+        try:
+            while True:
+                while self._unsent:
+                    await call.write(self._unsent.popleft())
+                self._to_send.clear()
+                await self._to_send.wait()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            call.cancel()  # the reader then sees the end of the call, and why
+
+    def _broken(self, link: Link, reason: str) -> None:
+        if self.standing:
+            _log.warning("worker %s was lost: %s", self.name, reason)
+        elif reason != self.detail:
+            _log.info("worker %s %s", self.name, reason)
+        self._unsent.clear()
+        self._become(link, reason)
+        self.attempts.lose_all(Lost(f"worker {self.name} was lost: {reason}"))
+
+    def _become(self, link: Link, detail: str) -> None:
+        changed = link is not self.link or detail != self.detail
+        self.link, self.detail = link, detail
+        if changed:
+            self._on_change()
+
+
+class _RefusedPeer(Exception):
+    """Ends a session that stood for no request yet."""
+
+
+def _id(attempt: AttemptId) -> worker_pb2.AttemptId:
+    return worker_pb2.AttemptId(request_id=attempt.request_id, attempt=attempt.attempt)
+
+
+def _words(error: grpc.aio.AioRpcError) -> str:
+    return error.details() or error.code().name

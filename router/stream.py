@@ -1,0 +1,221 @@
+"""One request's life, from placement to its last chunk. Owns its attempts, its token log and its text.
+
+    place ──► attempt ──► tokens… ──► finished
+      ▲          │ a worker or the handoff was lost
+      └──────────┘ attempt + 1: same seed, prompt and tokens so far
+
+It never repeats a token, never skips one, and leaves no attempt open: not when it ends, fails, or is closed early
+because the client went away.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from random import random
+
+from baton.clock import Clock
+from baton.config import RoutingConfig
+from baton.errors import BatonError, DeadlineExceeded, InvalidRequest, Unavailable
+from baton.metrics import RequestMetrics, RouterMetrics
+from router.account import Account
+from router.answer import Answer
+from router.attempt import Attempt
+from router.events import Side
+from router.merge import TokenLog
+from router.placement import Need, Placement, WorkerKey, place
+from router.prepare import PreparedRequest
+from router.request import Chunk, FinishReason
+from router.text.detokenizer import Detokenizer
+from router.text.tokenizer import Tokenizer
+from router.verdict import Fail, Finish, Retry, Verdict
+from router.workers import Workers
+
+_log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 16
+_FIRST_EXCLUSION_SECONDS = 0.25
+_MAX_EXCLUSION_SECONDS = 4.0
+
+
+class Stream:
+    def __init__(
+        self,
+        request: PreparedRequest,
+        tokenizer: Tokenizer,
+        workers: Workers,
+        config: RoutingConfig,
+        clock: Clock,
+        metrics: tuple[RequestMetrics, RouterMetrics],
+        *,
+        arrived_at: float,
+        deadline: float,
+    ) -> None:
+        self._request = request
+        self._workers = workers
+        self._config = config
+        self._clock = clock
+        self._deadline = deadline
+        self._request_metrics, self._router_metrics = metrics
+        self._account = Account(arrived_at, *metrics)
+        self._log = TokenLog(request.max_tokens)
+        self._answer = Answer(
+            Detokenizer(tokenizer, request.prompt_ids),
+            request.stop,
+            request.end_ids,
+            request.sampling.min_tokens,
+        )
+        self._excluded: dict[WorkerKey, float] = {}
+        """Workers that failed this request, and until when they are left alone."""
+
+    async def run(self) -> AsyncGenerator[Chunk, None]:
+        self._request_metrics.prompt_tokens.inc(len(self._request.prompt_ids))
+        message = ""
+        for number in range(1, MAX_ATTEMPTS + 1):
+            attempt = Attempt(self._request, number, await self._place(number), self._log)
+            try:
+                verdict = self._open(attempt)
+                while verdict is None:
+                    chunk, verdict = await self._advance(attempt)
+                    if verdict is not None:
+                        attempt.close()  # before the client takes what it gained: it may be slow
+                    if chunk is not None:
+                        yield chunk
+            finally:
+                attempt.close()
+            if isinstance(verdict, Finish):
+                return
+            if isinstance(verdict, Fail):
+                raise verdict.error
+            over = self._over()
+            if over is not None:
+                yield self._last_chunk(attempt, Finish(over, verdict.blamed))
+                return
+            self._prepare_resume(attempt, verdict, number)
+            message = verdict.message
+        raise Unavailable(f"gave up after {MAX_ATTEMPTS} attempts; the last one failed: {message}")
+
+    def _open(self, attempt: Attempt) -> Verdict | None:
+        try:
+            tokens = [*self._request.prompt_ids, *self._log.known]
+            attempt.open(self._workers, tokens, self._clock, self._deadline)
+        except Unavailable as error:
+            return Retry(Side.DECODE, error.message)
+        return None
+
+    # --- what arrives
+
+    async def _advance(self, attempt: Attempt) -> tuple[Chunk | None, Verdict | None]:
+        """The next chunk, if the answer gained something, and the verdict over the attempt, if there is one."""
+        known = len(self._log)
+        arrivals, verdict = await attempt.take()
+        new_tokens = self._log.known[known:]
+        self._account.read(attempt, arrivals, len(new_tokens))
+        gain = self._answer.push(new_tokens)
+        self._request_metrics.generation_tokens.inc(len(gain.token_ids))
+        if gain.stop_string:
+            finish = Finish(FinishReason.STOP, Side.DECODE if attempt.state.decode_spoke else Side.PREFILL)
+            return self._last_chunk(attempt, finish, gain.text, gain.token_ids, gain.stop_string), finish
+        if isinstance(verdict, Finish):
+            return self._last_chunk(attempt, verdict, gain.text, gain.token_ids), verdict
+        if gain.token_ids:
+            return Chunk(gain.text, gain.token_ids), verdict
+        return None, verdict
+
+    def _last_chunk(
+        self,
+        attempt: Attempt,
+        finish: Finish,
+        text: str = "",
+        token_ids: tuple[int, ...] = (),
+        stop_string: str = "",
+    ) -> Chunk:
+        reason = finish.reason
+        if not stop_string:
+            held_back = self._answer.flush()
+            text += held_back.text
+            stop_string = held_back.stop_string
+            reason = FinishReason.STOP if stop_string else reason
+        finished = self._account.finish(
+            reason,
+            stop_string,
+            attempt.worker(finish.side).id,
+            len(self._request.prompt_ids),
+            self._answer.num_tokens,
+        )
+        return Chunk(text, token_ids, finished)
+
+    # --- what goes wrong
+
+    def _over(self) -> FinishReason | None:
+        """Whether the tokens that arrived before a loss were all there would have been: only the word was lost."""
+        count = len(self._log)
+        if count > self._request.sampling.min_tokens and self._log.known[-1] in self._request.end_ids:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if count == self._request.max_tokens else None
+
+    def _prepare_resume(self, attempt: Attempt, retry: Retry, number: int) -> None:
+        self._log.drop_held_back()
+        self._account.resumes += 1
+        self._router_metrics.requests_resumed.inc()
+        blamed = attempt.worker(retry.blamed)
+        seconds = min(_FIRST_EXCLUSION_SECONDS * 2 ** (number - 1), _MAX_EXCLUSION_SECONDS)
+        self._excluded[blamed] = self._clock.now() + seconds
+        _log.warning(
+            "attempt %s failed after %d tokens: %s; going on without %s",
+            attempt.id,
+            len(self._log),
+            retry.message,
+            blamed.id,
+        )
+
+    # --- where it goes
+
+    async def _place(self, number: int) -> Placement:
+        """Waits for workers as long as the deadline and resume_timeout allow. Raises when nobody comes."""
+        give_up = min(self._deadline, self._clock.now() + self._config.resume_timeout_seconds)
+        while True:
+            now = self._clock.now()
+            placement = await self._try_place(now)
+            if placement is not None:
+                self._note(placement, number)
+                return placement
+            self._refuse_if_never(number)
+            now = self._clock.now()
+            if now >= give_up:
+                raise self._nobody()
+            pauses = [until - now for until in self._excluded.values() if until > now]
+            await self._workers.wait_change(min([give_up - now, *pauses]))
+
+    async def _try_place(self, now: float) -> Placement | None:
+        cached = await self._workers.directory.longest_prefix(self._request.prompt_hashes, self._workers.ready())
+        need = Need(
+            num_tokens=len(self._request.prompt_ids) + len(self._log),
+            block_size=self._request.model.block_size,
+            local_prefill_tokens=self._config.local_prefill_tokens,
+            excluded=frozenset(key for key, until in self._excluded.items() if until > now),
+        )
+        return place(self._workers.candidates(cached), need, tie_breaker=lambda key: random())
+
+    def _refuse_if_never(self, number: int) -> None:
+        length = len(self._request.prompt_ids) + len(self._log)
+        limit = self._workers.max_prompt_len()
+        if 0 < limit < length and number == 1:
+            raise InvalidRequest(
+                f"prompt has {length} tokens; the KV pool of the largest worker holds a prompt of at most {limit}",
+                param="prompt",
+            )
+
+    def _nobody(self) -> BatonError:
+        done = f" after {len(self._log)} tokens" if len(self._log) else ""
+        missing = self._workers.missing() or "no ready worker can take the request on"
+        if self._clock.now() >= self._deadline:
+            return DeadlineExceeded(f"the deadline passed{done}: {missing}")
+        waited = self._config.resume_timeout_seconds
+        return Unavailable(f"waited {waited:g} s{done} for a worker: {missing}")
+
+    def _note(self, placement: Placement, number: int) -> None:
+        self._router_metrics.placements.labels(way=placement.way.value).inc()
+        if number == 1:
+            self._router_metrics.predicted_cached_tokens.inc(placement.cached_tokens)
+        _log.info("attempt %s#%d: %s", self._request.name, number, placement)
