@@ -17,7 +17,7 @@ _PATTERNS = ("tokenizer*", "*token*.json", "chat_template*", "config.json", "gen
 def checkpoint_directory(source: str) -> Path:
     """The directory that holds the tokenizer of `source`. Raises CheckpointError."""
     directory = Path(source).expanduser()
-    if not directory.is_dir():
+    if not source or not directory.is_dir():
         directory = _fetched(source)
     if not (directory / TOKENIZER_FILE).is_file():
         raise CheckpointError(
@@ -41,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _fetched(source: str) -> Path:
     path = Path(source).expanduser()
-    if path.exists():
+    if source and path.exists():
         raise CheckpointError(f"{source} is a file; it must be a checkpoint's directory or a hub id")
     if not _HUB_ID.fullmatch(source):
         raise CheckpointError(f"{source!r} is neither a directory nor a hub id such as Qwen/Qwen3-0.6B")

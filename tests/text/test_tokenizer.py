@@ -1,0 +1,211 @@
+"""Loading, tokenising and chat templates, with `transformers` as the oracle."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from baton.errors import CheckpointError, InvalidRequest
+from router.text import Tokenizer
+from tests.text.checkpoints import CORPUS, REFUSING_TEMPLATE, write_checkpoint
+
+TEXTS = ["", "a", *CORPUS, " ".join(CORPUS) * 20]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
+@pytest.mark.parametrize("add_special_tokens", [True, False])
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
+async def test_ids_are_those_of_transformers(
+    tokenizers: dict[str, Tokenizer], kind: str, add_special_tokens: bool, text: str
+) -> None:
+    tokenizer = tokenizers[kind]
+    oracle = PreTrainedTokenizerFast.from_pretrained(tokenizer.source)
+    expected = oracle(text, add_special_tokens=add_special_tokens).input_ids
+    assert await tokenizer.encode(text, add_special_tokens) == tuple(expected)
+
+
+async def test_a_long_text_is_tokenised_in_another_thread(
+    tokenizers: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tokenizers["byte_level"]
+    threads: list[threading.Thread] = []
+
+    class Noting:
+        def encode(self, text: str, add_special_tokens: bool) -> Any:
+            threads.append(threading.current_thread())
+            return backend.encode(text, add_special_tokens=add_special_tokens)
+
+    backend = tokenizer._backend
+    monkeypatch.setattr(tokenizer, "_backend", Noting())
+    await tokenizer.encode("word " * 1000)
+    assert threads[0] is not threading.main_thread()
+
+
+async def test_a_text_that_must_be_too_many_tokens_is_refused_before_it_is_tokenised(
+    tokenizers: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tokenizers["byte_level"]
+    monkeypatch.setattr(tokenizer, "_backend", None)
+    with pytest.raises(InvalidRequest, match="1000000 characters, which is more than 100 tokens"):
+        await tokenizer.encode("x" * 1_000_000, max_tokens=100)
+
+
+@given(text=st.text(max_size=60) | st.sampled_from(CORPUS) | st.text(alphabet="aé e\u0301", max_size=60))
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
+def test_no_text_is_refused_early_that_would_fit(tokenizers: dict[str, Tokenizer], kind: str, text: str) -> None:
+    tokenizer = tokenizers[kind]
+    count = len(asyncio.run(tokenizer.encode(text, False)))
+    assert len(asyncio.run(tokenizer.encode(text, False, max_tokens=count))) == count
+
+
+async def test_without_a_known_bound_nothing_is_refused_early(tokenizers: dict[str, Tokenizer]) -> None:
+    assert len(await tokenizers["word_piece"].encode("x" * 10_000, max_tokens=1)) == 1  # one unknown word
+
+
+async def test_half_a_surrogate_pair_is_refused(tokenizers: dict[str, Tokenizer]) -> None:
+    with pytest.raises(InvalidRequest, match="lone surrogate at character 1"):
+        await tokenizers["byte_level"].encode("a\ud83d")
+
+
+def test_what_the_checkpoint_says_of_truncation_is_not_followed(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path)
+    backend = PreTrainedTokenizerFast.from_pretrained(str(directory)).backend_tokenizer
+    backend.enable_truncation(2)
+    backend.enable_padding(length=64)
+    backend.save(str(directory / "tokenizer.json"))
+    tokenizer = Tokenizer.load(str(directory))
+    assert tokenizer.decode(asyncio.run(tokenizer.encode("the quick brown fox"))) == "the quick brown fox"
+
+
+@pytest.mark.parametrize(
+    ("generation_config", "expected"),
+    [({"eos_token_id": [7, 9]}, {7, 9}), ({"eos_token_id": 5}, {5}), ({}, {1}), (None, {1})],
+)
+def test_eos_ids_are_the_generation_configs_or_else_the_tokenizers(
+    tmp_path: Path, generation_config: dict[str, object] | None, expected: set[int]
+) -> None:
+    tokenizer = Tokenizer.load(str(write_checkpoint(tmp_path, generation_config=generation_config)))
+    assert tokenizer.eos_ids == expected
+
+
+def test_special_ids_and_vocab_size_are_the_tokenizers(tokenizers: dict[str, Tokenizer]) -> None:
+    assert tokenizers["byte_level"].special_ids == {0, 1, 2}
+    assert tokenizers["byte_level"].vocab_size == len(tokenizers["byte_level"]._backend.get_vocab())
+
+
+# --- chat
+
+
+async def test_a_chat_is_rendered_as_transformers_renders_it(tokenizers: dict[str, Tokenizer]) -> None:
+    tokenizer = tokenizers["byte_level"]
+    rendered = await tokenizer.render_chat(
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "你好?"}]
+    )
+    assert rendered == ("<|turn|>system\nBe brief.<|eos|>\n<|turn|>user\n你好?<|eos|>\n<|turn|>assistant\n")
+    ids = await tokenizer.encode(rendered, add_special_tokens=False)
+    assert ids[0] == 2
+    assert ids.count(1) == 2
+
+
+async def test_a_checkpoint_without_a_template_says_so(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(str(write_checkpoint(tmp_path, chat_template=None)))
+    with pytest.raises(InvalidRequest, match="no chat template; use /v1/completions"):
+        await tokenizer.render_chat([{"role": "user", "content": "hi"}])
+
+
+async def test_a_template_in_a_file_of_its_own_is_found(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path, chat_template=None)
+    (directory / "chat_template.jinja").write_text("from a file: {{ messages[0].content }}")
+    rendered = await Tokenizer.load(str(directory)).render_chat([{"role": "user", "content": "hi"}])
+    assert rendered == "from a file: hi"
+
+
+async def test_what_a_template_refuses_is_the_requests_fault(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(str(write_checkpoint(tmp_path, chat_template=REFUSING_TEMPLATE)))
+    assert await tokenizer.render_chat([{"role": "user", "content": "hi"}]) == "hi"
+    with pytest.raises(InvalidRequest, match="the first turn must be the user's"):
+        await tokenizer.render_chat([{"role": "assistant", "content": "hi"}])
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ messages.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}", "{{ 1 / 0 }}", "{% if"],
+)
+async def test_a_template_cannot_leave_its_sandbox(tmp_path: Path, template: str) -> None:
+    tokenizer = Tokenizer.load(str(write_checkpoint(tmp_path, chat_template=template)))
+    with pytest.raises(InvalidRequest, match="chat template does not take these messages"):
+        await tokenizer.render_chat([{"role": "user", "content": "hi"}])
+
+
+# --- checkpoints that will not do
+
+
+def test_a_directory_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
+        Tokenizer.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize("content", ['{"cut off', "[]", "\x00\x01"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
+    directory = write_checkpoint(tmp_path)
+    (directory / name).write_text(content)
+    with pytest.raises(CheckpointError, match=name):
+        Tokenizer.load(str(directory))
+
+
+def test_a_tokenizer_json_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path)
+    (directory / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE"}}))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json holds no tokenizer that can be used"):
+        Tokenizer.load(str(directory))
+
+
+@pytest.mark.parametrize("source", ["/no/such/directory", "a/b/c", "", "http://example.org/x"])
+def test_what_is_neither_a_directory_nor_a_hub_id_is_said(source: str) -> None:
+    with pytest.raises(CheckpointError, match="neither a directory nor a hub id"):
+        Tokenizer.load(source)
+
+
+def test_a_hub_that_cannot_be_reached_is_a_checkpoint_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def unreachable(source: str, **options: object) -> str:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(CheckpointError, match="could not be fetched from the hub: no connection"):
+        Tokenizer.load("some/model")
+
+
+def test_a_file_in_place_of_a_directory_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="is a file"):
+        Tokenizer.load(str(tmp_path / "file"))
+
+
+NO_TORCH = """
+import asyncio, sys
+import router.text, router.http
+tokenizer = router.text.Tokenizer.load(sys.argv[1])
+ids = asyncio.run(tokenizer.encode("long enough for a thread " * 50))
+asyncio.run(tokenizer.render_chat([{"role": "user", "content": "hi"}]))
+router.text.Detokenizer(tokenizer).push(ids)
+print("torch" in sys.modules)
+"""
+
+
+def test_the_text_side_never_imports_torch(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path)
+    ran = subprocess.run([sys.executable, "-c", NO_TORCH, str(directory)], capture_output=True, text=True, check=False)
+    assert ran.stdout.strip() == "False", ran.stderr
