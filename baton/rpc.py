@@ -58,6 +58,10 @@ def bind(server: grpc.aio.Server, host: str, port: int, flag: str = "--grpc-port
     return bound
 
 
+LIVENESS = "liveness"
+"""What a liveness probe asks grpc.health.v1 for: serving while the process answers, ready or draining or not."""
+
+
 class Health:
     """grpc.health.v1, overall and for each service; NOT_SERVING until told otherwise."""
 
@@ -74,6 +78,7 @@ class Health:
         reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
 
     async def set(self, serving: bool) -> None:
+        await self._servicer.set(LIVENESS, self._status.SERVING)
         status = self._status.SERVING if serving else self._status.NOT_SERVING
         for name in self._names:
             await self._servicer.set(name, status)
