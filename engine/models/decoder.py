@@ -73,9 +73,9 @@ class Decoder:
         self, index: int, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, attention: AttentionBatch
     ) -> Tensor:
         spec = self.spec
-        split = (spec.num_heads, spec.num_kv_heads)
+        split = [spec.num_heads, spec.num_kv_heads]
         heads = layer.qkv(x).view(len(x), spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
-        query_key, value = torch.split(heads, (spec.num_heads + spec.num_kv_heads, spec.num_kv_heads), dim=1)
+        query_key, value = torch.split(heads, [spec.num_heads + spec.num_kv_heads, spec.num_kv_heads], dim=1)
         if layer.query_norm is not None and layer.key_norm is not None:
             query, key = torch.split(query_key, split, dim=1)
             query_key = torch.cat((self._norm(query, layer.query_norm), self._norm(key, layer.key_norm)), dim=1)
