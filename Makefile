@@ -7,7 +7,7 @@
 TORCH ?= torch==2.13.0
 ARGS ?=
 BIN := .venv/bin
-SOURCES := baton engine kvtransfer discovery worker prefill_worker decode_worker router
+SOURCES := baton engine kvtransfer discovery worker prefill_worker decode_worker router demo_model
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
@@ -22,7 +22,7 @@ setup: ## make .venv with everything in it, and the `baton` command
 
 demo: setup ## a whole system on this machine, one answer, and who did what
 	@echo "demo: starting"
-	@$(BIN)/python -m baton.cli.demo $(ARGS)
+	@$(BIN)/python -m demo_model.demo $(ARGS)
 
 test: setup ## all tests but the soak
 	@echo "test: pytest"

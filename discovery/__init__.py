@@ -7,6 +7,8 @@ nothing here blocks an engine, and after start nothing here raises into a worker
               stored/evicted ── batched diffs ─────►         ◄── longest prefix, one trip ──
 """
 
+from redis.asyncio import Redis
+
 from discovery.directory import Directory, DirectoryStats
 from discovery.embedded import EmbeddedRedis
 from discovery.records import WorkerRecord, WorkerRole
@@ -17,6 +19,7 @@ __all__ = [
     "Directory",
     "DirectoryStats",
     "EmbeddedRedis",
+    "Redis",
     "Registration",
     "RegistrationStats",
     "WorkerRecord",

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from baton.clock import Clock, MonotonicClock
 from baton.errors import BatonError, InvalidRequest
-from baton.ids import AttemptId
+from baton.ids import AttemptId, BlockHash
 from baton.metrics import RequestMetrics, WorkerMetrics
 from baton.sampling import SamplingParams
 from baton.v1 import inference_pb2, worker_pb2
@@ -54,12 +55,12 @@ _END_REASONS = {
 _MAX_REQUEST_ID = 256
 
 
-class BlockEvents:
-    """Who wants to know which blocks can be hit; the directory, where there is one."""
+class BlockEvents(Protocol):
+    """Who wants to know which blocks can be hit."""
 
-    def stored(self, hashes: tuple[bytes, ...]) -> None: ...
+    def stored(self, hashes: Iterable[BlockHash]) -> None: ...
 
-    def evicted(self, hashes: tuple[bytes, ...]) -> None: ...
+    def evicted(self, hashes: Iterable[BlockHash]) -> None: ...
 
 
 @dataclass(slots=True)
@@ -77,7 +78,7 @@ class WorkerCore:
         make_role: Callable[[WorkerCore], Role],
         *,
         vocab_size: int,
-        block_events: BlockEvents,
+        block_events: BlockEvents | None,
         request_metrics: RequestMetrics,
         metrics: WorkerMetrics,
         clock: Clock | None = None,
@@ -189,9 +190,11 @@ class WorkerCore:
         self._load = _load_proto(load)
         for event in events:
             if isinstance(event, BlocksStored):
-                self._block_events.stored(event.hashes)
+                if self._block_events is not None:
+                    self._block_events.stored(event.hashes)
             elif isinstance(event, BlocksEvicted):
-                self._block_events.evicted(event.hashes)
+                if self._block_events is not None:
+                    self._block_events.evicted(event.hashes)
             else:
                 self._role.on_event(event)
                 if isinstance(event, Tokens):

@@ -1,0 +1,147 @@
+"""When may landed blocks be read? Ties the engine's reservations to landings.
+
+    router:  Submit(RECEIVE) ─► parked, holding nothing ─► Handoff(ticket) ─► AddRequest
+    engine:  Reserved ──► the landing claims, pulls and verifies ──► Commit ──► Tokens… ──► Ended
+                          └─ fails: DropLanding ──► Ended(HANDOFF_FAILED); drained: FreeQuarantined
+
+Blocks are reserved before anything is claimed, and only for a ticket, which a lease bounds. So nothing is held here
+while another worker is waited for without an end. A landing that fails is reported, never repaired in silence: the
+router goes on with the request as a new attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from baton.errors import BatonError, HandoffFailed
+from baton.ids import AttemptId
+from baton.v1 import transfer_pb2, worker_pb2
+from engine.messages import (
+    Abort,
+    AddRequest,
+    Commit,
+    DropLanding,
+    Ended,
+    EndReason,
+    FreeQuarantined,
+    RequestEvent,
+    Reserved,
+)
+from kvtransfer.destination import Puller
+from kvtransfer.landing import Landed, Landing
+from kvtransfer.ticket import Ticket
+from worker.core import WorkerCore
+from worker.role import SendCommand
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Arrival:
+    """A request whose prompt is computed elsewhere, from Submit until its blocks are committed or let go."""
+
+    request: AddRequest
+    ticket: Ticket | None = None
+    landing: Landing | None = None
+
+
+class Admission:
+    """The role of a decode worker, and of a unified one."""
+
+    tasks = frozenset({worker_pb2.TASK_RECEIVE, worker_pb2.TASK_LOCAL})
+
+    def __init__(self, core: WorkerCore, puller: Puller, send: SendCommand) -> None:
+        self._core = core
+        self._puller = puller
+        self._send = send
+        self._arrivals: dict[AttemptId, _Arrival] = {}
+        self._followers: set[asyncio.Task[None]] = set()
+
+    def submit(self, task: worker_pb2.Task.ValueType, request: AddRequest) -> None:
+        if task == worker_pb2.TASK_LOCAL:
+            self._send(request)
+        else:
+            self._arrivals[request.id] = _Arrival(request)
+
+    def handoff(self, request_id: AttemptId, ticket: transfer_pb2.Ticket) -> None:
+        arrival = self._arrivals.get(request_id)
+        if arrival is None or arrival.ticket is not None:
+            return  # a repeat
+        checked = Ticket.from_proto(ticket)
+        if checked.num_tokens != len(arrival.request.token_ids):
+            raise HandoffFailed(
+                f"the ticket is for {checked.num_tokens} tokens, the request has {len(arrival.request.token_ids)}"
+            )
+        arrival.ticket = checked
+        self._send(arrival.request)
+
+    def cancel(self, request_id: AttemptId, reason: EndReason, message: str) -> None:
+        arrival = self._arrivals.get(request_id)
+        if arrival is None:
+            self._send(Abort(request_id, reason, message))
+        elif arrival.landing is not None:
+            self._give_up(arrival.landing, reason, message)
+        elif arrival.ticket is not None:
+            self._send(Abort(request_id, reason, message))
+        else:  # the engine has not heard of it
+            del self._arrivals[request_id]
+            self._core.end(request_id, reason, message)
+
+    def on_event(self, event: RequestEvent) -> None:
+        arrival = self._arrivals.get(event.id)
+        if arrival is None:
+            return
+        if isinstance(event, Reserved):
+            assert arrival.ticket is not None, "the engine hears of a request with its ticket"
+            landing = self._puller.land(arrival.ticket, event.id, event.blocks, event.first_missing)
+            arrival.landing = landing
+            follower = asyncio.create_task(self._follow(landing))
+            self._followers.add(follower)  # the loop keeps only weak references
+            follower.add_done_callback(self._followers.discard)
+        elif isinstance(event, Ended):
+            if arrival.landing is None:
+                self._let_go(event.id)
+            else:
+                arrival.landing.cancel()  # and _follow lets go when nobody writes any more
+
+    def holds(self, request_id: AttemptId) -> bool:
+        return request_id in self._arrivals
+
+    # --- landings
+
+    async def _follow(self, landing: Landing) -> None:
+        try:
+            landed = await landing.done()
+        except BatonError as error:
+            if isinstance(error, HandoffFailed):
+                log.warning("%s: %s", landing.id, error.message)
+            self._give_up(landing, EndReason.HANDOFF_FAILED, error.message)
+            await landing.drained()
+            self._let_go(landing.id)
+            return
+        del self._arrivals[landing.id]
+        self._send(Commit(landing.id, landed.first_token))
+        self._core.tell(_landed_event(landing.id, landed))
+        self._core.let_go(landing.id)  # it may have been cancelled in this very moment
+
+    def _give_up(self, landing: Landing, reason: EndReason, message: str) -> None:
+        """Repeats are harmless: the engine hears of the first only."""
+        landing.cancel()
+        self._send(DropLanding(landing.id, landing.in_flight, reason, message))
+
+    def _let_go(self, request_id: AttemptId) -> None:
+        """Nobody writes the request's blocks any more."""
+        if self._arrivals.pop(request_id, None) is not None:
+            self._send(FreeQuarantined(request_id))
+            self._core.let_go(request_id)
+
+
+def _landed_event(request_id: AttemptId, landed: Landed) -> worker_pb2.RequestEvent:
+    return worker_pb2.RequestEvent(
+        id=worker_pb2.AttemptId(request_id=request_id.request_id, attempt=request_id.attempt),
+        landed=worker_pb2.Landed(
+            seconds=landed.seconds, blocks=landed.blocks, bytes=landed.bytes, transport=landed.transport
+        ),
+    )

@@ -1,0 +1,112 @@
+"""From a configuration to an engine with its memory: the model is loaded, the pool sized and laid out. Blocking."""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from baton.config import WorkerConfig
+from baton.errors import ConfigError
+from baton.layout import KVLayout
+from baton.metrics import EngineMetrics
+from engine.block_pool import BlockPool, Generations
+from engine.engine import Engine
+from engine.kv_cache import KVCache, choose_num_blocks
+from engine.loader import LoadedModel, load_model
+from engine.runner import ModelRunner
+from engine.scheduler import Scheduler, SchedulerLimits
+from kvtransfer.memory import HostMemory, PoolMemory
+from worker.device_memory import DeviceMemory
+
+log = logging.getLogger(__name__)
+
+_WARM_UP_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Built:
+    engine: Engine
+    layout: KVLayout
+    memory: PoolMemory
+    """The pool's bytes, for transfers."""
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    max_model_len: int
+    source: str
+    """Directory or hub id; the router finds the tokenizer there."""
+
+
+def load(config: WorkerConfig) -> tuple[LoadedModel, torch.device]:
+    """Raises CheckpointError, ConfigError."""
+    device = _device(config.model.device)
+    torch.set_num_threads(config.model.threads or torch.get_num_threads())
+    return load_model(config.model.model, config.model.dtype, device), device
+
+
+def build(config: WorkerConfig, model: LoadedModel, device: torch.device, metrics: EngineMetrics) -> Built:
+    """Raises ConfigError where the pool cannot hold a request."""
+    layout = model.kv_layout(config.cache.block_size)
+    wanted_len = model.max_model_len(config.model.max_model_len)
+    limits = {"max_num_seqs": config.scheduler.max_num_seqs, "max_model_len": wanted_len}
+    num_blocks = choose_num_blocks(layout, config.cache.kv_blocks, device=device, **limits)
+    max_model_len = min(wanted_len, num_blocks * layout.block_size)
+    if max_model_len < wanted_len:
+        log.warning(
+            "%d blocks of %d tokens hold %d tokens, fewer than the model's %d: longer requests are refused",
+            num_blocks, layout.block_size, max_model_len, wanted_len,
+        )  # fmt: skip
+    cache, memory, generations = _pool(layout, num_blocks, device)
+    runner = ModelRunner(
+        model.decoder,
+        cache,
+        max_num_seqs=config.scheduler.max_num_seqs,
+        max_model_len=max_model_len,
+        eos_token_ids=model.eos_token_ids,
+    )
+    runner.warm_up(_WARM_UP_TOKENS)
+    pool = BlockPool(num_blocks, enable_prefix_caching=config.cache.enable_prefix_caching, generations=generations)
+    scheduler = Scheduler(
+        pool,
+        SchedulerLimits(
+            block_size=layout.block_size,
+            max_num_seqs=config.scheduler.max_num_seqs,
+            max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
+            max_model_len=max_model_len,
+            eos_token_ids=frozenset(model.eos_token_ids),
+            model_fingerprint=model.fingerprint,
+        ),
+    )
+    log.info("KV pool: %d blocks of %d KiB (%s) on %s", num_blocks, layout.block_bytes // 1024, layout, device)
+    return Built(
+        engine=Engine(scheduler, runner, metrics),
+        layout=layout,
+        memory=memory,
+        vocab_size=model.spec.vocab_size,
+        eos_token_ids=model.eos_token_ids,
+        max_model_len=max_model_len,
+        source=str(Path(config.model.model).resolve()) if Path(config.model.model).is_dir() else config.model.model,
+    )
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device is cuda, and this machine has no CUDA device that torch can use; give cpu or auto")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _pool(layout: KVLayout, num_blocks: int, device: torch.device) -> tuple[KVCache, PoolMemory, Generations]:
+    """On a CPU the pool lies in shared memory, where neighbours on the host can read it."""
+    if device.type == "cpu":
+        try:
+            host = HostMemory.create(num_blocks, layout.block_bytes)
+        except OSError as error:
+            size = num_blocks * layout.block_bytes >> 20
+            raise ConfigError(f"a KV pool of {size} MiB cannot be made ({error}); lower --kv-blocks") from None
+        return KVCache(layout, num_blocks, device, host.blocks), host, host.generations
+    generations = array("Q", bytes(8 * num_blocks))
+    cache = KVCache(layout, num_blocks, device)
+    return cache, DeviceMemory(cache, generations), generations
