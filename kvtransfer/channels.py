@@ -1,0 +1,65 @@
+"""The puller's gRPC channels, one to a source's address, kept for the next pull."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc.aio
+
+_MAX_CHANNELS = 128
+_OPTIONS = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # A peer that came back must not wait for the backoff of another channel to the same address.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", 16 << 20),
+)
+
+
+class _Shared:
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self.users = 0
+        self.forgotten = False
+
+
+class Channels:
+    def __init__(self) -> None:
+        self._channels: OrderedDict[str, _Shared] = OrderedDict()
+
+    @asynccontextmanager
+    async def to(self, address: str) -> AsyncIterator[grpc.aio.Channel]:
+        """The channel, which stays open at least as long as the block."""
+        shared = self._channels.get(address)
+        if shared is None:
+            shared = self._channels[address] = _Shared(address)
+        self._channels.move_to_end(address)
+        shared.users += 1
+        try:
+            yield shared.channel
+        finally:
+            shared.users -= 1
+            if shared.forgotten and not shared.users:
+                await shared.channel.close()
+            await self._trim()
+
+    def forget(self, address: str) -> None:
+        """The peer was lost: the next pull gets a new channel. Pulls under way keep theirs."""
+        shared = self._channels.get(address)
+        if shared is not None and shared.users:
+            shared.forgotten = True
+            del self._channels[address]
+
+    async def close(self) -> None:
+        while self._channels:
+            _, shared = self._channels.popitem()
+            await shared.channel.close()
+
+    async def _trim(self) -> None:
+        unused = [address for address, shared in self._channels.items() if not shared.users]
+        for address in unused[: max(0, len(self._channels) - _MAX_CHANNELS)]:
+            await self._channels.pop(address).channel.close()

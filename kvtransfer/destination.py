@@ -1,0 +1,150 @@
+"""The puller: brings offered blocks into this worker's pool, one landing a block set.
+
+Owned by the event loop. It knows the landings under way, the channels and the connections; what one pull says and does
+is in pull.py, and when its blocks may be used in landing.py. It holds nothing of the source's while it waits for
+anything of this worker's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
+
+from baton.clock import Clock
+from baton.errors import HandoffFailed, InternalError, PeerLost, RequestCancelled
+from baton.ids import AttemptId, BlockRef, WorkerId
+from baton.layout import KVLayout
+from baton.metrics import TransferMetrics
+from kvtransfer.channels import Channels
+from kvtransfer.counting import count_state
+from kvtransfer.landing import Landed, Landing
+from kvtransfer.lifetimes import LIVE, DestinationState
+from kvtransfer.memory import PoolMemory
+from kvtransfer.pull import Pull
+from kvtransfer.threads import Threads
+from kvtransfer.ticket import Ticket
+from kvtransfer.transports.chooser import Connector
+
+log = logging.getLogger(__name__)
+
+_SWEEP_SECONDS = 5.0
+
+
+class Puller:
+    def __init__(
+        self,
+        *,
+        memory: PoolMemory,
+        layout: KVLayout,
+        worker_id: WorkerId,
+        connector: Connector,
+        threads: Threads,
+        clock: Clock,
+        metrics: TransferMetrics,
+    ) -> None:
+        self._memory = memory
+        self._layout = layout
+        self._worker_id = worker_id
+        self._connector = connector
+        self._threads = threads
+        self._clock = clock
+        self._metrics = metrics
+        self._channels = Channels()
+        self._landings: dict[asyncio.Task[None], Landing] = {}
+        self._live: Counter[DestinationState] = Counter()
+
+    def land(self, ticket: Ticket, id: AttemptId, destination: Sequence[BlockRef], first_missing: int) -> Landing:
+        """Begins to pull what `ticket` offers into the blocks of `destination`, one for each of the ticket's, with
+        the hashes that are expected. Those before position `first_missing` hold their KV already. Needs the running
+        event loop. Whatever is wrong comes out of the landing's `done`."""
+        landing = Landing(id, self._changed)
+        task = asyncio.get_running_loop().create_task(
+            self._pull(landing, ticket, tuple(destination), first_missing), name=f"pull {id}"
+        )
+        self._landings[task] = landing
+        task.add_done_callback(self._landings.pop)
+        landing.run(task)
+        return landing
+
+    async def pull(self, ticket: Ticket, id: AttemptId, destination: Sequence[BlockRef], first_missing: int) -> Landed:
+        """`land` and wait. Cancelled, it cancels the landing. Either way, when it ends nobody writes any more."""
+        landing = self.land(ticket, id, destination, first_missing)
+        try:
+            return await landing.done()
+        finally:
+            landing.cancel()
+            await landing.drained()
+
+    def counts(self) -> dict[DestinationState, int]:
+        """Landings by state, of those that still hold blocks which are not the engine's again."""
+        return dict(+self._live)
+
+    async def sweep(self) -> None:
+        """Until cancelled: lets go of sources that died, whose memory a mapping would keep."""
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            try:
+                await self._connector.sweep()
+            except Exception:
+                log.exception("the sweep of connections failed and goes on")
+
+    async def close(self) -> None:
+        """Cancels what is under way and lets go of every source."""
+        for landing in list(self._landings.values()):
+            landing.cancel("the worker stops")
+        if self._landings:
+            await asyncio.wait(list(self._landings))
+        await self._connector.close()
+        await self._channels.close()
+
+    async def _pull(
+        self, landing: Landing, ticket: Ticket, destination: Sequence[BlockRef], first_missing: int
+    ) -> None:
+        """Whatever happens, the landing is done before this says goodbye to the source, and it never raises."""
+        try:
+            pull = Pull(
+                landing=landing,
+                ticket=ticket,
+                destination=destination,
+                first_missing=first_missing,
+                worker_id=self._worker_id,
+                layout=self._layout,
+                memory=self._memory,
+                connector=self._connector,
+                threads=self._threads,
+                clock=self._clock,
+                metrics=self._metrics,
+            )
+            pull.check()
+            async with self._channels.to(ticket.address) as channel, pull.conversation(channel):
+                try:
+                    landed = await pull.run()
+                except BaseException as error:
+                    self._fail(landing, ticket, error)
+                    raise
+                landing.commit(landed)
+                self._metrics.seconds.labels(transport=landed.transport or "none").observe(landed.seconds)
+        except BaseException as error:
+            self._fail(landing, ticket, error)
+            if not isinstance(error, (Exception, asyncio.CancelledError)):
+                raise
+
+    def _fail(self, landing: Landing, ticket: Ticket, error: BaseException) -> None:
+        if isinstance(error, PeerLost):
+            self._channels.forget(ticket.address)
+        if isinstance(error, HandoffFailed):
+            log.info("%s: %s", landing.id, error.message)
+            landing.fail(error)
+        elif isinstance(error, asyncio.CancelledError):
+            landing.fail(RequestCancelled("the landing was cancelled"))
+        elif landing.fail(InternalError(f"the pull of {landing.id} failed by a defect: {error!r}")):
+            log.error("%s: the pull failed by a defect", landing.id, exc_info=error)
+
+    def _changed(self, old: DestinationState | None, new: DestinationState) -> None:
+        count_state(self._metrics, old, new)
+        if old is not None:
+            self._live[old] -= 1
+        if new.value in LIVE:
+            self._live[new] += 1

@@ -1,0 +1,347 @@
+"""One pull: the conversation with the source, and the fetching of what it announces.
+
+It checks the ticket against what was reserved, claims, fetches sealed blocks while the source computes the next,
+verifies them where they landed, and keeps the lease. Whether the blocks may be read then is the landing's to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+
+import grpc
+import grpc.aio
+
+from baton.clock import Clock
+from baton.errors import HandoffFailed, LayoutMismatch, LeaseExpired, PeerLost, TransferRefused, VerifyFailed
+from baton.ids import BlockRef, WorkerId
+from baton.layout import KVLayout
+from baton.metrics import TransferMetrics
+from baton.v1 import transfer_pb2 as pb
+from baton.v1 import transfer_pb2_grpc
+from kvtransfer.checksum import pool_checksums
+from kvtransfer.landing import Landed, Landing
+from kvtransfer.memory import PoolMemory
+from kvtransfer.refusal import refusal_error
+from kvtransfer.threads import Threads
+from kvtransfer.ticket import MAX_LEASE_SECONDS, Ticket
+from kvtransfer.transports.base import MAX_FETCH_BLOCKS, Connection, Endpoint, Fetched, Want
+from kvtransfer.transports.chooser import Connector
+
+log = logging.getLogger(__name__)
+
+FETCH_BYTES = 8 << 20
+"""Of one fetch at most: enough to be fast, little enough that the next overlaps with the verifying of this."""
+FETCHES = 3
+"""Of one pull at a time."""
+GOODBYE_SECONDS = 2.0
+_MESSAGES = 16  # read ahead of what is being handled
+_MAX_ENDPOINTS = 16
+
+_Call = grpc.aio.StreamStreamCall[pb.PullRequest, pb.PullResponse]
+
+
+class Pull:
+    def __init__(
+        self,
+        *,
+        landing: Landing,
+        ticket: Ticket,
+        destination: Sequence[BlockRef],
+        first_missing: int,
+        worker_id: WorkerId,
+        layout: KVLayout,
+        memory: PoolMemory,
+        connector: Connector,
+        threads: Threads,
+        clock: Clock,
+        metrics: TransferMetrics,
+    ) -> None:
+        self._landing = landing
+        self._ticket = ticket
+        self._destination = destination
+        self._first_missing = first_missing
+        self._worker_id = worker_id
+        self._layout = layout
+        self._memory = memory
+        self._connector = connector
+        self._threads = threads
+        self._clock = clock
+        self._metrics = metrics
+        self._source = f"{ticket.worker_id} at {ticket.address}"
+        self._lease_seconds = ticket.lease_seconds
+        self._deadline = clock.now() + ticket.lease_seconds
+        self._asked: deque[float] = deque()  # when each unanswered renewal was sent
+        self._missing = len(destination) - first_missing
+        self._verified = 0
+        self._first_token: int | None = None
+        self._claimed = asyncio.Event()
+        self._complete = asyncio.Event()
+        self._announced: dict[int, int] = {}  # position -> checksum
+        self._connection: Connection | None = None
+        self._transport = ""
+        self._slots = asyncio.Semaphore(FETCHES)
+        self._inbox: asyncio.Queue[pb.PullResponse | HandoffFailed] = asyncio.Queue(_MESSAGES)
+        self._batch = max(1, min(MAX_FETCH_BLOCKS, FETCH_BYTES // memory.block_bytes))
+
+    def check(self) -> None:
+        """Whether the ticket offers what was reserved for. Raises LayoutMismatch, VerifyFailed or TransferRefused."""
+        ticket, destination = self._ticket, self._destination
+        if ticket.layout_fingerprint != self._layout.fingerprint:
+            raise LayoutMismatch(
+                f"{self._source} lays out its blocks as {ticket.layout_fingerprint.hex()}, {self._worker_id} as "
+                f"{self._layout.fingerprint.hex()} ({self._layout}); "
+                "start both with the same model, dtype and block size"
+            )
+        if ticket.id != self._landing.id:
+            raise TransferRefused(f"the ticket is for {ticket.id}; the blocks are reserved for {self._landing.id}")
+        if len(ticket.blocks) != len(destination) or not 0 <= self._first_missing <= len(destination):
+            raise VerifyFailed(
+                f"the ticket names {len(ticket.blocks)} blocks; {len(destination)} are reserved, "
+                f"of which those from {self._first_missing} on are missing"
+            )
+        for position, (offered, reserved) in enumerate(zip(ticket.blocks, destination, strict=True)):
+            if offered.hash != reserved.hash:
+                raise VerifyFailed(
+                    f"block {position} is offered as {offered.hash.hex()[:16]}; expected is {reserved.hash.hex()[:16]}"
+                )
+        self._check_reservation()
+
+    @contextlib.asynccontextmanager
+    async def conversation(self, channel: grpc.aio.Channel) -> AsyncIterator[None]:
+        """The stream to the source. On leaving, the set is released, whatever came of the pull: the source need not
+        hold its blocks until the lease runs out."""
+        self._call: _Call = transfer_pb2_grpc.TransferStub(channel).Pull()
+        reader = asyncio.create_task(self._read(self._call))
+        try:
+            yield
+        finally:
+            try:
+                async with asyncio.timeout(GOODBYE_SECONDS):
+                    await self._write(pb.PullRequest(release=pb.Release()))
+                    await self._call.done_writing()
+                    await self._skip_rest(reader)
+            except (TimeoutError, grpc.RpcError, asyncio.InvalidStateError) as error:
+                log.debug("%s: no goodbye to %s: %r", self._landing.id, self._source, error)
+            finally:
+                reader.cancel()
+                self._call.cancel()
+
+    async def run(self) -> Landed:
+        """Inside `conversation`. Returns what landed, verified and ready to be committed. Raises a HandoffFailed."""
+        started = self._clock.now()
+        try:
+            async with asyncio.TaskGroup() as group:
+                background = [group.create_task(self._hear(group)), group.create_task(self._keep_lease())]
+                await self._complete.wait()  # one task that fails ends them all
+                for task in background:
+                    task.cancel()
+        except BaseExceptionGroup as failures:
+            raise _first_of(failures) from None
+        assert self._first_token is not None, "complete only with the first token"
+        if not self._landing.verify():
+            raise VerifyFailed("a writer is left although every block has landed")
+        self._check_reservation()
+        self._check_lease()
+        return Landed(
+            first_token=self._first_token,
+            blocks=self._missing,
+            bytes=self._missing * self._memory.block_bytes,
+            seconds=self._clock.now() - started,
+            transport=self._transport,
+        )
+
+    # --- the conversation
+
+    async def _hear(self, group: asyncio.TaskGroup) -> None:
+        """Claims, then begins to fetch what is announced. Until cancelled: a source may be lost, or give the request
+        up, while its last blocks are fetched."""
+        await self._claim()
+        while True:
+            message = await self._next()
+            match message.WhichOneof("message"):
+                case "sealed":
+                    positions = self._take_announcement(message.sealed)
+                    for start in range(0, len(positions), self._batch):
+                        group.create_task(self._bring(positions[start : start + self._batch]))
+                case "prefilled":
+                    self._first_token = message.prefilled.token_id
+                    self._check_complete()
+                case "renewed":
+                    self._take_lease(message.renewed.lease_ms)
+                case said:
+                    raise TransferRefused(f"{self._source} said {said or 'nothing known'} behind its claimed")
+
+    async def _claim(self) -> None:
+        ticket = self._ticket
+        self._asked.append(self._clock.now())
+        claim = pb.Claim(
+            transfer_id=ticket.transfer_id,
+            incarnation=ticket.incarnation,
+            request_id=ticket.id.request_id,
+            attempt=ticket.id.attempt,
+            layout_fingerprint=self._layout.fingerprint,
+            first_block=self._first_missing,
+            worker_id=self._worker_id,
+            transports=self._connector.names,
+        )
+        await self._write(pb.PullRequest(claim=claim))
+        message = await self._next()
+        if message.WhichOneof("message") != "claimed":
+            raise TransferRefused(f"{self._source} answered the claim with {message.WhichOneof('message')}")
+        self._take_lease(message.claimed.lease_ms)
+        if self._missing:
+            endpoints = [Endpoint(e.transport, e.address) for e in message.claimed.endpoints[:_MAX_ENDPOINTS]]
+            self._transport, self._connection = await self._connector.open(endpoints)
+        self._landing.land()
+        self._claimed.set()
+
+    def _take_announcement(self, message: pb.Sealed) -> list[int]:
+        """The positions that are to be fetched."""
+        positions: list[int] = []
+        for block in message.blocks:
+            position = block.position
+            if not self._first_missing <= position < len(self._destination):
+                raise TransferRefused(
+                    f"{self._source} announced position {position}, which was not asked for: "
+                    f"[{self._first_missing}, {len(self._destination)})"
+                )
+            if position not in self._announced:  # a repeat is harmless
+                self._announced[position] = block.checksum
+                positions.append(position)
+        return positions
+
+    def _take_lease(self, lease_ms: int) -> None:
+        """The lease runs from when it was asked for: the answer's way back may have taken any time."""
+        lease_seconds = lease_ms / 1000
+        if not self._asked:
+            raise TransferRefused(f"{self._source} answered a renewal that was not asked for")
+        if not 0 < lease_seconds <= MAX_LEASE_SECONDS:
+            raise TransferRefused(f"{self._source} gives a lease of {lease_seconds:g} s")
+        self._lease_seconds = lease_seconds
+        self._deadline = self._asked.popleft() + lease_seconds
+
+    async def _keep_lease(self) -> None:
+        """Renews in time, and ends the pull when it was in vain. So nothing that the pull waits for lasts for ever."""
+        while True:
+            left = self._deadline - self._clock.now()
+            await asyncio.sleep(max(0.0, min(self._lease_seconds / 3, left)))
+            self._check_lease()
+            if self._claimed.is_set():
+                self._asked.append(self._clock.now())
+                await self._write(pb.PullRequest(renew=pb.Renew()))
+
+    # --- the bytes
+
+    async def _bring(self, positions: Sequence[int]) -> None:
+        """Fetches blocks and verifies them where they landed; one that is other than it was sent is fetched again."""
+        async with self._slots:
+            await self._fetch(positions)
+            wrong = await self._wrong(positions)
+            if wrong:
+                self._metrics.verify_failures.labels(reason="checksum").inc(len(wrong))
+                log.warning("%s: %d blocks landed damaged, pulling them again", self._landing.id, len(wrong))
+                await self._fetch(wrong)
+                wrong = await self._wrong(wrong)
+            if wrong:
+                self._metrics.verify_failures.labels(reason="checksum").inc(len(wrong))
+                raise VerifyFailed(
+                    f"block {wrong[0]} from {self._source} by {self._transport} has another checksum than it was "
+                    "announced with, and had when pulled again"
+                )
+        self._verified += len(positions)
+        self._metrics.bytes.labels(transport=self._transport).inc(len(positions) * self._memory.block_bytes)
+        self._check_complete()
+
+    async def _fetch(self, positions: Sequence[int]) -> None:
+        assert self._connection is not None, "announced blocks follow a claim"
+        wants = [
+            Want(
+                int(self._ticket.blocks[p].index),
+                int(self._ticket.blocks[p].generation),
+                int(self._destination[p].index),
+            )
+            for p in positions
+        ]
+        results = await self._connection.fetch(self._ticket.transfer_id, wants, self._landing.gate)
+        for position, result in zip(positions, results, strict=True):
+            if result is Fetched.STALE:
+                self._metrics.verify_failures.labels(reason="generation").inc()
+                raise VerifyFailed(
+                    f"block {position} of {self._source} is no longer of generation "
+                    f"{self._ticket.blocks[position].generation}: it was given to another use while it was pulled"
+                )
+            if result is Fetched.REFUSED:
+                raise TransferRefused(f"{self._source} does not give block {position} out, which it announced")
+
+    async def _wrong(self, positions: Sequence[int]) -> list[int]:
+        """Those whose bytes in this worker's pool are not what was announced."""
+        indices = [int(self._destination[p].index) for p in positions]
+        loop = asyncio.get_running_loop()
+        sums = await loop.run_in_executor(self._threads.memory, pool_checksums, self._memory, indices)
+        return [p for p, checksum in zip(positions, sums, strict=True) if checksum != self._announced[p]]
+
+    # --- checks
+
+    def _check_complete(self) -> None:
+        if self._first_token is not None and self._verified == self._missing:
+            self._complete.set()
+
+    def _check_lease(self) -> None:
+        if self._clock.now() >= self._deadline:
+            raise LeaseExpired(
+                f"{self._source} did not answer within the lease of {self._lease_seconds:g} s: what it holds for "
+                "this pull may be gone"
+            )
+
+    def _check_reservation(self) -> None:
+        """A defect here would let one stream's blocks be written by another's landing."""
+        for block in self._destination[self._first_missing :]:
+            if self._memory.generation(block.index) != block.generation:
+                raise VerifyFailed(
+                    f"reserved block {block.index} is of generation {self._memory.generation(block.index)}, "
+                    f"not {block.generation}: it was given to another use"
+                )
+
+    # --- the stream
+
+    async def _next(self) -> pb.PullResponse:
+        message = await self._inbox.get()
+        if isinstance(message, HandoffFailed):
+            raise message
+        if message.WhichOneof("message") == "refused":
+            raise refusal_error(message.refused, self._source)
+        return message
+
+    async def _read(self, call: _Call) -> None:
+        """Until the stream ends; why it did is the last thing in the inbox."""
+        try:
+            while isinstance(message := await call.read(), pb.PullResponse):
+                await self._inbox.put(message)
+            await self._inbox.put(PeerLost(f"{self._source} ended the stream before the pull was complete"))
+        except grpc.RpcError as error:
+            details = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+            await self._inbox.put(PeerLost(f"{self._source} can't be reached: {details}"))
+
+    async def _skip_rest(self, reader: asyncio.Task[None]) -> None:
+        """Reads on until the source has ended the stream, which says that it has seen the release."""
+        while not reader.done():
+            getter = asyncio.ensure_future(self._inbox.get())
+            await asyncio.wait({getter, reader}, return_when=asyncio.FIRST_COMPLETED)
+            getter.cancel()
+
+    async def _write(self, message: pb.PullRequest) -> None:
+        """Where the stream is down, does nothing: the reader learns why, and says so."""
+        try:
+            await self._call.write(message)
+        except (grpc.RpcError, asyncio.InvalidStateError) as error:
+            log.debug("%s: could not write to %s: %r", self._landing.id, self._source, error)
+
+
+def _first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The failure that ended the others, of a group that may hold groups."""
+    first = failures.exceptions[0]
+    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first

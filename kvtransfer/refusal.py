@@ -1,0 +1,56 @@
+"""Why a set can't be pulled: the reasons, their form on the wire, and the errors that a puller raises for them."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from baton.errors import HandoffFailed, LayoutMismatch, LeaseExpired, TransferRefused
+from baton.v1 import transfer_pb2 as pb
+
+_MAX_MESSAGE = 500
+
+
+class RefusalReason(Enum):
+    UNKNOWN_TRANSFER = "unknown_transfer"
+    STALE_INCARNATION = "stale_incarnation"
+    LAYOUT_MISMATCH = "layout_mismatch"
+    EXPIRED = "expired"
+    ABORTED = "aborted"
+    MALFORMED = "malformed"
+    ALREADY_CLAIMED = "already_claimed"
+
+
+_TO_WIRE = {
+    RefusalReason.UNKNOWN_TRANSFER: pb.REFUSAL_REASON_UNKNOWN_TRANSFER,
+    RefusalReason.STALE_INCARNATION: pb.REFUSAL_REASON_STALE_INCARNATION,
+    RefusalReason.LAYOUT_MISMATCH: pb.REFUSAL_REASON_LAYOUT_MISMATCH,
+    RefusalReason.EXPIRED: pb.REFUSAL_REASON_EXPIRED,
+    RefusalReason.ABORTED: pb.REFUSAL_REASON_ABORTED,
+    RefusalReason.MALFORMED: pb.REFUSAL_REASON_MALFORMED,
+    RefusalReason.ALREADY_CLAIMED: pb.REFUSAL_REASON_ALREADY_CLAIMED,
+}
+_FROM_WIRE = {wire: reason for reason, wire in _TO_WIRE.items()}
+_ERRORS: dict[RefusalReason, type[HandoffFailed]] = {
+    RefusalReason.LAYOUT_MISMATCH: LayoutMismatch,
+    RefusalReason.EXPIRED: LeaseExpired,
+}
+
+
+class Refusal(TransferRefused):
+    """A source's no, on its way to the puller. Nothing has changed at the source."""
+
+    def __init__(self, reason: RefusalReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def to_proto(self) -> pb.PullResponse:
+        return pb.PullResponse(refused=pb.Refused(reason=_TO_WIRE[self.reason], message=self.message))
+
+
+def refusal_error(message: pb.Refused, source: str) -> HandoffFailed:
+    """What a puller raises for a refusal by `source`."""
+    reason = _FROM_WIRE.get(message.reason)
+    said = message.message[:_MAX_MESSAGE] or "without a word"
+    if reason is None:
+        return TransferRefused(f"{source} refused the claim for an unknown reason ({message.reason}): {said}")
+    return _ERRORS.get(reason, TransferRefused)(f"{source} refused the claim: {said}")

@@ -1,0 +1,67 @@
+"""What a transport is: a way to another worker's blocks.
+
+A transport moves bytes into blocks of this worker's pool and says what became of each. It does not decide what to
+fetch, does not verify checksums, and owns no lifetime: it passes through the gate that it is given around every write,
+so that the gate knows whether a writer may still come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from baton.ids import TransferId
+from kvtransfer.gate import Gate
+
+MAX_ADDRESS_BYTES = 4096
+MAX_FETCH_BLOCKS = 4096
+"""Most blocks of one fetch."""
+
+
+class Endpoint(NamedTuple):
+    """A way to a source's bytes, as the source tells it. The address is understood by its transport alone."""
+
+    transport: str
+    address: bytes
+
+
+class Want(NamedTuple):
+    """One block to bring over."""
+
+    source: int
+    """Place in the source's pool."""
+    generation: int
+    """The generation that it must have, before and after it is read."""
+    destination: int
+    """Place in this worker's pool."""
+
+
+class Fetched(Enum):
+    """What became of one wanted block."""
+
+    LANDED = "landed"
+    """Its bytes are in place and were of the right generation throughout. They are not verified."""
+    STALE = "stale"
+    """The source's block has another generation by now; what landed is worthless."""
+    REFUSED = "refused"
+    """The source does not give this block out: not sealed, or not of this set."""
+
+
+class Connection(Protocol):
+    """A way to one source. Used by many pulls at once."""
+
+    @property
+    def alive(self) -> bool:
+        """False once it is known that the source behind it is gone."""
+
+    async def fetch(self, transfer_id: TransferId, wants: Sequence[Want], gate: Gate) -> list[Fetched]:
+        """Brings the blocks over, in any order, and says what became of each, in the order of `wants`.
+
+        When it returns, nobody writes any more on its behalf. When it raises or is cancelled somebody may, which the
+        gate then counts, and which ends within the transport's own timeout. Raises PeerLost where the source can't be
+        reached, TransferRefused where it does not know the set (any more) or the gate is closed.
+        """
+
+    async def close(self) -> None:
+        """Lets go of the source. Fetches under way end with PeerLost or run out."""

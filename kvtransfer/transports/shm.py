@@ -1,0 +1,138 @@
+"""Blocks of a process on the same host, read from its memory directly.
+
+The puller maps the source's pool for reading and copies. The source has no part in it and learns of it by the release
+alone, so each copy is framed by two looks at the generations: a block that was given to another use meanwhile is stale.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+
+import numpy as np
+
+from baton.errors import TransferRefused
+from baton.ids import TransferId
+from kvtransfer.gate import Gate
+from kvtransfer.memory import HostMemory, PoolMemory
+from kvtransfer.transports.base import Endpoint, Fetched, Want
+
+NAME = "shm"
+_ADDRESS = struct.Struct("<HxxIII16s16s")  # version, pid, fd, uid, boot id, nonce
+_VERSION = 1
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def shm_endpoint(memory: HostMemory) -> Endpoint:
+    """Where others on this host find `memory`."""
+    address = _ADDRESS.pack(_VERSION, os.getpid(), memory.fd, os.getuid(), _boot_id(), memory.nonce)
+    return Endpoint(NAME, address)
+
+
+class ShmConnection:
+    def __init__(self, source: HostMemory, pid: int, memory: PoolMemory, executor: Executor) -> None:
+        """For `connect` alone."""
+        self._source: HostMemory | None = source
+        self._pid = pid
+        self._started = _start_time(pid)
+        self._memory = memory
+        self._executor = executor
+
+    @classmethod
+    async def connect(cls, address: bytes, memory: PoolMemory, executor: Executor) -> ShmConnection:
+        """Raises TransferRefused where the source's memory can't be reached from here: another host or user, or the
+        process is gone."""
+        if len(address) != _ADDRESS.size:
+            raise TransferRefused(f"a shm address has {_ADDRESS.size} bytes, not {len(address)}")
+        version, pid, fd, uid, boot_id, nonce = _ADDRESS.unpack(address)
+        if version != _VERSION:
+            raise TransferRefused(f"the shm address has version {version}, not {_VERSION}")
+        if boot_id != _boot_id():
+            raise TransferRefused("the source runs on another host")
+        if uid != os.getuid() and os.getuid() != 0:
+            raise TransferRefused(f"the source runs as user {uid}, this process as {os.getuid()}")
+        loop = asyncio.get_running_loop()
+        source = await loop.run_in_executor(executor, HostMemory.attach, pid, fd, nonce)
+        if source.block_bytes != memory.block_bytes:
+            raise TransferRefused(
+                f"the source's blocks have {source.block_bytes} bytes, this pool's {memory.block_bytes}"
+            )
+        return cls(source, pid, memory, executor)
+
+    @property
+    def alive(self) -> bool:
+        """A mapping keeps a dead process's memory, so this is to be asked now and then."""
+        return self._source is not None and _start_time(self._pid) == self._started
+
+    async def fetch(self, transfer_id: TransferId, wants: Sequence[Want], gate: Gate) -> list[Fetched]:
+        source = self._source
+        if source is None:
+            raise TransferRefused("the connection to the source's memory is closed")
+        for want in wants:
+            if not 0 <= want.source < source.num_blocks:
+                raise TransferRefused(f"the source's pool has {source.num_blocks} blocks, not block {want.source}")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._copy, source, wants, gate)
+
+    async def close(self) -> None:
+        self._source = None  # unmapped when the last copy under way has ended
+
+    def _copy(self, source: HostMemory, wants: Sequence[Want], gate: Gate) -> list[Fetched]:
+        results: list[Fetched] = []
+        for run in _runs(wants):
+            with gate.passing() as admitted:
+                if not admitted:
+                    raise TransferRefused("the landing was given up")
+                before = [source.generation(want.source) for want in run]
+                self._copy_run(source, run)
+                after = [source.generation(want.source) for want in run]
+            results += [
+                Fetched.LANDED if b == a == want.generation else Fetched.STALE
+                for want, b, a in zip(run, before, after, strict=True)
+            ]
+        return results
+
+    def _copy_run(self, source: HostMemory, run: Sequence[Want]) -> None:
+        first, count = run[0], len(run)
+        data = source.view(first.source, count)
+        target = self._memory.view(first.destination, count)
+        if target is None:
+            self._memory.write(first.destination, data)
+        else:
+            # numpy copies as fast as memcpy and without the interpreter lock, which a memoryview's assignment keeps
+            np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(data, np.uint8))
+
+
+def _runs(wants: Sequence[Want]) -> Iterator[Sequence[Want]]:
+    """Splits where neighbours in the list are not neighbours in both pools: a run is one copy."""
+    start = 0
+    for at in range(1, len(wants) + 1):
+        if at < len(wants):
+            last, want = wants[at - 1], wants[at]
+            if want.source == last.source + 1 and want.destination == last.destination + 1:
+                continue
+        if at > start:
+            yield wants[start:at]
+        start = at
+
+
+def _boot_id() -> bytes:
+    """Names this boot of this kernel, in 16 bytes; zeros where the kernel does not tell."""
+    try:
+        return bytes.fromhex(_BOOT_ID.read_text().strip().replace("-", ""))[:16].ljust(16, b"\0")
+    except (OSError, ValueError):
+        return bytes(16)
+
+
+def _start_time(pid: int) -> str | None:
+    """When the process began, by which it is told from a later one of the same id; None where there is none."""
+    try:
+        # behind the command's name, which is in parentheses and may hold anything, the 20th field
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]

@@ -1,0 +1,155 @@
+"""A source and a puller in one process: small pools, real gRPC, real transports, or the fake one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import grpc.aio
+
+from baton.clock import Clock, MonotonicClock
+from baton.hashing import block_hashes, root_hash
+from baton.ids import AttemptId, BlockIndex, BlockRef, Generation, Incarnation, WorkerId
+from baton.layout import KVLayout
+from baton.metrics import Metrics, TransferMetrics
+from baton.v1.transfer_pb2_grpc import add_TransferServicer_to_server
+from kvtransfer.destination import Puller
+from kvtransfer.gate import ReadPermits
+from kvtransfer.memory import HostMemory
+from kvtransfer.service import TransferService
+from kvtransfer.source import SourceLedger
+from kvtransfer.threads import Threads
+from kvtransfer.ticket import Ticket
+from kvtransfer.transports.base import Endpoint
+from kvtransfer.transports.chooser import Connector
+from kvtransfer.transports.fake import FakeNetwork
+from kvtransfer.transports.shm import shm_endpoint
+from kvtransfer.transports.tcp_server import TcpServer
+
+LAYOUT = KVLayout(2, 2, 16, 8, "float32", b"m" * 16)  # 4 KiB a block
+NUM_BLOCKS = 64
+INCARNATION = Incarnation(77)
+SOURCE_ID, PULLER_ID = WorkerId("prefill-0"), WorkerId("decode-0")
+
+
+def pattern(index: int, generation: int) -> bytes:
+    """What a test writes into a block: different for every use of every block."""
+    return (index * 1_000_003 + generation * 7919).to_bytes(8, "little") * (LAYOUT.block_bytes // 8)
+
+
+def make_pool(num_blocks: int = NUM_BLOCKS) -> HostMemory:
+    return HostMemory.create(num_blocks, LAYOUT.block_bytes)
+
+
+def take(memory: HostMemory, indices: Sequence[int]) -> list[BlockRef]:
+    """Allocates blocks as an engine's pool would; their hashes are those of one made-up prompt."""
+    hashes = block_hashes(root_hash(b"m"), range(16 * len(indices)), 16)
+    refs = []
+    for index, block_hash in zip(indices, hashes, strict=True):
+        memory.generations[index] += 1
+        refs.append(BlockRef(BlockIndex(index), Generation(memory.generations[index]), block_hash))
+    return refs
+
+
+def fill(memory: HostMemory, refs: Sequence[BlockRef]) -> None:
+    for ref in refs:
+        memory.write(ref.index, memoryview(pattern(ref.index, ref.generation)))
+
+
+def holds(memory: HostMemory, refs: Sequence[BlockRef], source: Sequence[BlockRef]) -> bool:
+    """Whether the blocks `refs` have the bytes that the `source` blocks were filled with."""
+    return all(
+        bytes(memory.read(ref.index)) == pattern(origin.index, origin.generation)
+        for ref, origin in zip(refs, source, strict=True)
+    )
+
+
+@dataclass
+class Rig:
+    ledger: SourceLedger
+    source: HostMemory
+    puller: Puller
+    destination: HostMemory
+    permits: ReadPermits
+    connector: Connector
+    address: str
+    server: grpc.aio.Server
+    data_server: TcpServer
+    metrics: Metrics
+    """Both sides'."""
+    terminal: list[AttemptId] = field(default_factory=list)
+
+    def offer(self, count: int, attempt: int = 0) -> tuple[AttemptId, list[BlockRef], Ticket]:
+        id = AttemptId("req-1", attempt)
+        blocks = take(self.source, range(2, 2 + count))
+        return id, blocks, self.ledger.offer(id, blocks, count * 16)
+
+    def reserve(self, count: int) -> list[BlockRef]:
+        return take(self.destination, range(count - 1, -1, -1))  # in another order than the source's
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@asynccontextmanager
+async def make_rig(
+    transport: str = "shm",
+    *,
+    lease_seconds: float = 5.0,
+    clock: Clock | None = None,
+    puller_clock: Clock | None = None,
+    network: FakeNetwork | None = None,
+    incarnation: Incarnation = INCARNATION,
+    layout: KVLayout = LAYOUT,
+    claim_seconds: float = 5.0,
+) -> AsyncIterator[Rig]:
+    source, destination = make_pool(), make_pool()
+    metrics, threads, permits = Metrics(), Threads.create(), ReadPermits()
+    transfer_metrics = TransferMetrics(metrics)
+    terminal: list[AttemptId] = []
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    address = f"127.0.0.1:{port}"
+    ledger = SourceLedger(
+        memory=source,
+        layout=LAYOUT,
+        worker_id=SOURCE_ID,
+        address=address,
+        incarnation=incarnation,
+        lease_seconds=lease_seconds,
+        on_terminal=terminal.append,
+        clock=clock or MonotonicClock(),
+        metrics=transfer_metrics,
+        executor=threads.memory,
+        permits=permits,
+    )
+    data_server = TcpServer(source, permits, send_seconds=1.0, request_seconds=1.0)
+    network = network or FakeNetwork()
+    endpoints: list[Endpoint] = [
+        shm_endpoint(source),
+        data_server.endpoint(),
+        network.add("source", source, permits).endpoint(),
+    ]
+    service = TransferService(ledger, lambda: endpoints, transfer_metrics, claim_seconds=claim_seconds)
+    add_TransferServicer_to_server(service, server)
+    await server.start()
+    connector = Connector(destination, threads, setting=transport, network=network)
+    puller = Puller(
+        memory=destination,
+        layout=layout,
+        worker_id=PULLER_ID,
+        connector=connector,
+        threads=threads,
+        clock=puller_clock or MonotonicClock(),
+        metrics=transfer_metrics,
+    )
+    try:
+        yield Rig(
+            ledger, source, puller, destination, permits, connector, address, server, data_server, metrics, terminal
+        )
+    finally:
+        await puller.close()
+        await server.stop(None)
+        data_server.close()
+        threads.close()
