@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from typing import TextIO
+
+from baton.clock import Clock, MonotonicClock
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
@@ -17,13 +18,13 @@ _EVERY_SECONDS = 1.0
 class LoadProgress:
     """A line on stderr, rewritten once a second on a terminal, and nothing at all for loads of under two seconds."""
 
-    def __init__(self, what: str, stream: TextIO | None = None, now: Callable[[], float] = time.monotonic) -> None:
-        self._what, self._stream, self._now = what, stream or sys.stderr, now
-        self._start = now()
+    def __init__(self, what: str, stream: TextIO | None = None, clock: Clock | None = None) -> None:
+        self._what, self._stream, self._clock = what, stream or sys.stderr, clock or MonotonicClock()
+        self._start = self._clock.now()
         self._shown_at: float | None = None
 
     def __call__(self, done: int, total: int) -> None:
-        now = self._now()
+        now = self._clock.now()
         finished = done >= total
         if self._shown_at is None and (finished or now - self._start < _PATIENCE_SECONDS):
             return

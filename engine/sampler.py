@@ -122,7 +122,7 @@ def _draw(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
         seeds.append(draw.params.seed)
     uniform = torch.from_numpy(uniforms(seeds, [draw.position for draw in draws])).to(logits.device)
     cumulative = probabilities(logits, [draw.params for draw in draws]).to(torch.float64).cumsum(dim=-1)
-    total = cumulative[:, -1:]
+    total = cumulative[:, -1:].contiguous()
     # The first token whose cumulative mass exceeds the target has mass of its own. Rounding could put the target
     # at the very total; then it is the first token that reaches the total.
     token_ids = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)

@@ -74,8 +74,6 @@ def model_spec(config: Any, architecture: str) -> ModelSpec:
             "config.json: quantization_config is set; weights in float32, bfloat16 or float16 are served"
         )
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if head_dim % 2:
-        raise CheckpointError(f"config.json: head_dim is {head_dim}; it must be even")
     if config.num_attention_heads % config.num_key_value_heads:
         raise CheckpointError(
             f"config.json: num_attention_heads is {config.num_attention_heads}; it must be a multiple of "
