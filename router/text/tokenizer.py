@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 import jinja2
 from tokenizers import Tokenizer as Backend
@@ -41,6 +41,7 @@ _TEMPLATE_ERRORS = (
 class ChatMessage(TypedDict):
     role: str
     content: str
+    name: NotRequired[str]
 
 
 class Tokenizer:

@@ -1,0 +1,129 @@
+"""/v1/chat/completions: a conversation, in the words of the model's chat template, to one message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from baton.errors import InvalidRequest, Unavailable
+from router.http.answering import Answering, Json
+from router.http.asked import read_json, served_name
+from router.http.body import flag, integer, json_field, kind_of, read_request, text
+from router.http.errors import REQUEST_ID
+from router.http.sampling import NEUTRAL_CHAT, SharedFields
+from router.request import Generates, GenerateSpec
+from router.text import ChatMessage
+
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+"""Roles taken, and what the template is told: `developer` is OpenAI's later word for `system`."""
+
+
+class RendersChat(Protocol):
+    """What chat needs of a tokenizer; `router.text.Tokenizer` is one."""
+
+    async def render_chat(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True) -> str: ...
+
+
+def _messages(name: str, value: Any) -> tuple[ChatMessage, ...]:
+    if not isinstance(value, list) or not value:
+        raise InvalidRequest(f"{name} is {kind_of(value)}; it must be a list of at least one message", param=name)
+    return tuple(_message(f"{name}[{place}]", item) for place, item in enumerate(value))
+
+
+def _message(name: str, value: Any) -> ChatMessage:
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{name} is {kind_of(value)}; it must be an object", param="messages")
+    role = value.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise InvalidRequest(f"{name}.role is {kind_of(role)}; it must be one of {', '.join(_ROLES)}", param="messages")
+    for key, item in value.items():
+        if key not in ("role", "content", "name") and item not in (None, "", [], {}):
+            raise InvalidRequest(f"{name}.{key[:80]} is not supported, so leave it out", param="messages")
+    message = ChatMessage(role=_ROLES[role], content=_content(f"{name}.content", value.get("content"), role))
+    if value.get("name") is not None:
+        message["name"] = text(f"{name}.name", value["name"])
+    return message
+
+
+def _content(name: str, value: Any, role: str) -> str:
+    """Parts of text become one text, a line each, as templates take one."""
+    if isinstance(value, str):
+        return value
+    if value is None and role == "assistant":
+        return ""
+    if not isinstance(value, list):
+        raise InvalidRequest(f"{name} is {kind_of(value)}; it must be a string or a list of parts", param="messages")
+    return "\n".join([_part(f"{name}[{place}]", part) for place, part in enumerate(value)])
+
+
+def _part(name: str, value: Any) -> str:
+    if isinstance(value, dict) and value.get("type") == "text" and isinstance(value.get("text"), str):
+        return str(value["text"])
+    said = kind_of(value.get("type")) if isinstance(value, dict) else kind_of(value)
+    raise InvalidRequest(f'{name} is of type {said}; it must be {{"type": "text", "text": …}}', param="messages")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest(SharedFields):
+    messages: tuple[ChatMessage, ...] = json_field(_messages)
+    max_completion_tokens: int | None = json_field(integer, None)
+    max_tokens: int | None = json_field(integer, None)
+    """OpenAI's earlier name of max_completion_tokens, which goes before it."""
+    add_generation_prompt: bool = json_field(flag, True)
+
+
+class ChatShape:
+    prefix = "chatcmpl-"
+    whole_object = "chat.completion"
+    event_object = "chat.completion.chunk"
+
+    def opening(self, index: int) -> Json | None:
+        delta = {"role": "assistant", "content": ""}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def delta(self, index: int, text: str) -> Json:
+        return {"index": index, "delta": {"content": text} if text else {}, "logprobs": None}
+
+    def choice(self, index: int, text: str) -> Json:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"index": index, "message": message, "logprobs": None}
+
+
+class ChatCompletions:
+    def __init__(self, core: Generates, chat: Callable[[], RendersChat | None], write_timeout_seconds: float) -> None:
+        self._core = core
+        self._chat = chat
+        self._write_timeout = write_timeout_seconds
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        asked = read_request(ChatRequest, await read_json(request), NEUTRAL_CHAT)
+        model = served_name(self._core, asked.model)
+        renderer = self._chat()
+        if renderer is None:
+            raise Unavailable(f"the tokenizer is not loaded yet: {self._core.ready() or 'try again soon'}")
+        prompt = await renderer.render_chat(asked.messages, add_generation_prompt=asked.add_generation_prompt)
+        max_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+        spec = GenerateSpec(
+            prompt=prompt,
+            sampling=asked.sampling(max_tokens),
+            model=model,
+            stop=asked.stop,
+            request_id=request[REQUEST_ID],
+            cache_salt=asked.cache_salt,
+            add_special_tokens=False,
+        )
+        answering = Answering(
+            core=self._core,
+            specs=[spec],
+            shape=ChatShape(),
+            request_id=spec.request_id,
+            model=model,
+            with_token_ids=asked.return_token_ids,
+            include_usage=asked.stream_options,
+        )
+        if asked.stream:
+            return await answering.stream(request, self._write_timeout)
+        return web.json_response(await answering.whole())
