@@ -1,0 +1,63 @@
+"""Invariant 1: what the whole system says is what transformers says, token for token."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from baton.client import Answer
+from baton.sampling import SamplingParams
+from tests.checkpoints import FAMILIES
+from tests.system.conftest import tokens
+from tests.system.harness import System, system
+
+OUTPUT = 24
+
+
+def mixed_prompts() -> list[tuple[int, ...]]:
+    """64 prompts of 1 to 3,000 tokens, many of which begin alike."""
+    rng = random.Random(7)
+    heads = [tokens(rng, length) for length in (40, 320, 1100)]
+    lengths = [1, 2, 15, 16, 17, 32, 3000, 2999] + [rng.randrange(1, 200) for _ in range(40)]
+    lengths += [rng.randrange(200, 2000) for _ in range(16)]
+    prompts = []
+    for number, length in enumerate(lengths):
+        head = rng.choice(heads)[:length] if number % 2 else ()
+        prompts.append(head + tokens(rng, length - len(head)))
+    rng.shuffle(prompts)
+    return prompts
+
+
+async def ask(running: System, prompt: tuple[int, ...], sampling: SamplingParams) -> Answer:
+    async with running.client() as client:
+        return await client.answer(prompt, sampling, timeout=240)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_64_requests_at_once_equal_transformers(
+    family: str,
+    transport: str,
+    checkpoint: Callable[[str], Path],
+    oracle: Callable[[str, tuple[int, ...], int], list[int]],
+    tmp_path: Path,
+) -> None:
+    prompts = mixed_prompts()
+    # 3,024 tokens are 189 blocks: one long request fits, and all others must make room.
+    flags = ["--kv-blocks=224", f"--transport={transport}", "--max-num-batched-tokens=512"]
+    sampling = SamplingParams(max_tokens=OUTPUT, ignore_eos=True)
+    async with system(checkpoint(family), tmp_path / "log", *flags) as running:
+        answers = await asyncio.gather(*(ask(running, prompt, sampling) for prompt in prompts))
+        await running.assert_idle()
+        assert await running.metric("vllm:num_preemptions_total") > 0, "the pool was meant to be too small"
+        assert await running.metric("baton_kv_transfer_bytes_total", transport=transport) > 0
+        assert await running.metric("baton_kv_verify_failures_total") == 0
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer.token_ids == oracle(family, prompt, OUTPUT)
+    assert {a.prefill_worker for a in answers} == {"prefill-0", "decode-0"}, "short prompts stay on the decode worker"
+    assert {a.decode_worker for a in answers} == {"decode-0"}
