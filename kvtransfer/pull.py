@@ -275,7 +275,7 @@ class Pull:
                     f"{self._ticket.blocks[position].generation}: it was given to another use while it was pulled"
                 )
             if result is Fetched.REFUSED:
-                raise TransferRefused(f"{self._source} does not give block {position} out, which it announced")
+                raise TransferRefused(f"{self._source} does not give block {position} out (any more)")
 
     async def _wrong(self, positions: Sequence[int]) -> list[int]:
         """Those whose bytes in this worker's pool are not what was announced."""

@@ -45,7 +45,7 @@ class Fetched(Enum):
     STALE = "stale"
     """The source's block has another generation by now; what landed is worthless."""
     REFUSED = "refused"
-    """The source does not give this block out: not sealed, or not of this set."""
+    """The source does not give this block out: not sealed, not of this set, or the set has just ended."""
 
 
 class Connection(Protocol):

@@ -103,12 +103,14 @@ class FakeSource:
         """A block's bytes as they are now."""
         with permit.gate.passing() as admitted:
             if not admitted:
-                return Fetched.STALE, b""
+                return Fetched.REFUSED, b""
             if not permit.covers(want.source, want.generation):
                 return Fetched.REFUSED, b""
             if self._memory.generation(want.source) != want.generation:
                 return Fetched.STALE, b""
-            return Fetched.LANDED, bytes(self._memory.read(want.source))
+            data = bytes(self._memory.read(want.source))
+            same = self._memory.generation(want.source) == want.generation
+            return (Fetched.LANDED if same else Fetched.STALE), data
 
 
 class FakeConnection:

@@ -149,9 +149,7 @@ class TcpServer:
 
     def _send_block(self, sock: socket.socket, permit: ReadPermit, index: int, generation: int) -> None:
         with permit.gate.passing() as admitted:
-            if not admitted:  # the set has ended since the last block
-                sock.sendall(frames.STATUS.pack(BlockStatus.STALE))
-            elif not permit.covers(index, generation):
+            if not admitted or not permit.covers(index, generation):  # the set may have ended since the last block
                 sock.sendall(frames.STATUS.pack(BlockStatus.REFUSED))
             elif self._memory.generation(index) != generation:
                 sock.sendall(frames.STATUS.pack(BlockStatus.STALE))
@@ -167,7 +165,7 @@ def receive(sock: socket.socket, into: memoryview, deadline: float) -> None:
     while into:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise TimeoutError("the peer is too slow")
+            raise TimeoutError("timed out")
         sock.settimeout(left)
         got = sock.recv_into(into)
         if not got:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -63,6 +64,13 @@ def holds(memory: HostMemory, refs: Sequence[BlockRef], source: Sequence[BlockRe
         bytes(memory.read(ref.index)) == pattern(origin.index, origin.generation)
         for ref, origin in zip(refs, source, strict=True)
     )
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Returns as soon as `condition` holds; fails where it does not within `seconds`."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in threads and shared memory
+            await asyncio.sleep(0.001)
 
 
 @dataclass

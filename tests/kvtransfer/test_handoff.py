@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 
 import pytest
 
 from kvtransfer.lifetimes import DestinationState
-from tests.kvtransfer.rig import fill, holds, make_rig
+from tests.kvtransfer.rig import fill, holds, make_rig, until
 
 TRANSPORTS = ("shm", "tcp", "fake")
 
@@ -22,9 +22,7 @@ async def test_blocks_land_while_the_source_still_computes(transport: str) -> No
         for end in (5, 9):
             fill(rig.source, blocks[:end])
             rig.ledger.seal(id, end)
-            async with asyncio.timeout(5):
-                while not holds(rig.destination, reserved[:end], blocks[:end]):
-                    await asyncio.sleep(0.001)
+            await until(partial(holds, rig.destination, reserved[:end], blocks[:end]))
         assert landing.state is DestinationState.LANDING
         fill(rig.source, blocks)
         rig.ledger.prefilled(id, 4711)
