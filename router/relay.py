@@ -7,6 +7,7 @@ router/stream.py. Never speaks to a worker itself.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from router.text.tokenizer import Tokenizer
 from router.workers import Workers
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+_RELOAD_SECONDS = 5.0
 
 
 class Relay:
@@ -53,6 +57,7 @@ class Relay:
         self._clock = clock or MonotonicClock()
         self._request_metrics: RequestMetrics | None = None
         self._loading: asyncio.Task[Tokenizer] | None = None
+        self._preloading: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -69,8 +74,7 @@ class Relay:
         missing = self.workers.missing()
         if missing or self._loading is None or not self._loading.done():
             return missing or "the tokenizer is being loaded"
-        error = self._loading.exception()
-        return "" if error is None else str(error)
+        return str(self._loading.exception()) if _failed(self._loading) else ""
 
     def status(self) -> list[inference_pb2.WorkerStatus]:
         return self.workers.status()
@@ -89,6 +93,27 @@ class Relay:
                 )
             self._loading = asyncio.create_task(asyncio.to_thread(self._load_tokenizer, source))
         return await asyncio.shield(self._loading)
+
+    def loaded_tokenizer(self) -> Tokenizer | None:
+        """None until it is loaded."""
+        if self._loading is None or not self._loading.done() or _failed(self._loading):
+            return None
+        return self._loading.result()
+
+    def start(self) -> None:
+        """Loads the tokenizer as soon as it is known where it is, so that no request waits for it."""
+        self._preloading = asyncio.create_task(self._preload(), name="preload tokenizer")
+
+    async def _preload(self) -> None:
+        while self._loading is None or _failed(self._loading):
+            if self._model_source or self.workers.model is not None:
+                try:
+                    await self.tokenizer()
+                except CheckpointError as error:
+                    _log.error("no request can be served: %s; trying again in %g s", error, _RELOAD_SECONDS)
+                    await asyncio.sleep(_RELOAD_SECONDS)
+            else:
+                await self.workers.wait_change(_RELOAD_SECONDS)
 
     # --- a request
 
@@ -129,6 +154,9 @@ class Relay:
         return True
 
     async def close(self) -> None:
+        if self._preloading is not None:
+            self._preloading.cancel()
+            await asyncio.gather(self._preloading, return_exceptions=True)
         if self._loading is not None:
             self._loading.cancel()
             results = await asyncio.gather(self._loading, return_exceptions=True)

@@ -1,0 +1,344 @@
+"""Workers that die, stall, fail handoffs, lie, or come late: the answer is token-exact, or the error is clear."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from baton.errors import DeadlineExceeded, InternalError, Unavailable
+from baton.v1 import worker_pb2
+from router.request import FinishReason
+from router.session import SessionOptions
+from tests.router.fake_worker import MODEL, FakeWorker, Hook, expected_tokens
+from tests.router.system import FAST, Answered, decode, prefill, running, spec, unified
+
+HELLO = tuple(b"hello")
+
+
+def die_at(index: int) -> Hook:
+    async def hook(worker: FakeWorker, submit: worker_pb2.Submit, at: int) -> None:
+        if at == index:
+            worker.before_token = None
+            await worker.kill()
+            await asyncio.Event().wait()
+
+    return hook
+
+
+def wait_for(event: asyncio.Event, index: int = 0) -> Hook:
+    async def hook(worker: FakeWorker, submit: worker_pb2.Submit, at: int) -> None:
+        if at >= index:
+            await event.wait()
+
+    return hook
+
+
+@pytest.mark.parametrize("index", [0, 1, 2, 7, 19])
+async def test_a_stream_goes_on_elsewhere_when_its_decode_worker_dies(index: int) -> None:
+    async with running(prefill(), decode("D1"), decode("D2")) as system:
+        for name in ("D1", "D2"):
+            system[name].before_token = die_once(system, index)
+        answered = await system.generate("hello", max_tokens=20)
+        assert answered.token_ids == expected_tokens(HELLO, 20)
+        assert answered.text == bytes(answered.token_ids).decode()
+        assert answered.finished.timings.resumes == 1
+        assert system.value("baton_requests_resumed_total") == 1
+        survivor = system[answered.finished.decode_worker]
+        (resumed,) = [submit for submit in survivor.submits if submit.id.attempt == 2]
+        assert resumed.num_prompt_tokens == 5
+        assert tuple(resumed.token_ids) == (HELLO + answered.token_ids)[: len(resumed.token_ids)]
+
+
+def die_once(system: object, index: int) -> Hook:
+    died: list[FakeWorker] = []
+
+    async def hook(worker: FakeWorker, submit: worker_pb2.Submit, at: int) -> None:
+        if at == index and not died:
+            died.append(worker)
+            await worker.kill()
+            await asyncio.Event().wait()
+
+    shared = getattr(system, "shared_hook", None) or hook
+    system.shared_hook = shared  # type: ignore[attr-defined]  # one hook for all workers of a test
+    return shared
+
+
+async def test_sixteen_streams_survive_the_death_of_their_decode_worker() -> None:
+    async with running(prefill(), decode("D1"), decode("D2")) as system:
+        for name in ("D1", "D2"):
+            system[name].before_token = die_once(system, 9)
+        answers = await asyncio.gather(
+            *(system.generate(f"prompt {i}", max_tokens=20, seed=i, temperature=1.0) for i in range(16))
+        )
+        await system.until(lambda: system.relay.open_requests == 0)
+    for i, answered in enumerate(answers):
+        assert answered.token_ids == expected_tokens(f"prompt {i}".encode(), 20, seed=i)
+
+
+async def test_a_seed_that_the_router_drew_is_kept_by_a_resume() -> None:
+    async with running(unified("U1"), unified("U2")) as system:
+        for name in ("U1", "U2"):
+            system[name].before_token = die_once(system, 3)
+        answered = await system.generate("hello", seed=None, temperature=1.0)
+        first, second = (s for name in ("U1", "U2") for s in system[name].submits)
+        assert first.sampling.seed == second.sampling.seed
+        assert answered.token_ids == expected_tokens(HELLO, 8, seed=first.sampling.seed)
+
+
+@pytest.mark.parametrize("survivors", [["P2"], []], ids=["another", "none"])
+async def test_a_stream_survives_the_death_of_its_prefill_worker(survivors: list[str]) -> None:
+    others = [prefill(name) for name in survivors]
+    async with running(prefill("P1"), *others, decode()) as system:
+        for name in ["P1", *survivors]:
+            system[name].before_token = die_once(system, 0)
+        answered = await system.generate("hello")
+        assert answered.token_ids == expected_tokens(HELLO, 8)
+        assert answered.finished.prefill_worker in [*survivors, "P1", "D"]
+        assert answered.finished.timings.resumes == 1
+        assert system["D"].cancels == [(system["D"].submits[0].id.request_id, 1)]
+
+
+async def test_a_prefill_worker_that_dies_after_the_handoff_is_not_missed() -> None:
+    go_on = asyncio.Event()
+    async with running(prefill(), decode(before_token=wait_for(go_on, index=2))) as system:
+        answered = Answered()
+        stream = system.relay.generate(spec("hello"))
+        while len(answered.token_ids) < 2:
+            answered.add(await anext(stream))
+        await system["P"].kill()
+        await system.until(lambda: len(system.workers.ready()) == 1)
+        go_on.set()
+        async for chunk in stream:
+            answered.add(chunk)
+    assert answered.token_ids == expected_tokens(HELLO, 8)
+    assert answered.finished.timings.resumes == 0
+    assert answered.finished.prefill_worker == "P"
+
+
+async def test_a_prefill_worker_that_dies_between_its_token_and_the_handoff_costs_a_resume() -> None:
+    held = decode()
+    async with running(prefill(), held) as system:
+        stuck = asyncio.Event()
+        held.before_handoff = stuck
+        answered = Answered()
+        stream = system.relay.generate(spec("hello"))
+        answered.add(await anext(stream))
+        assert len(answered.token_ids) == 1
+        await system["P"].kill()
+        async for chunk in stream:
+            answered.add(chunk)
+    assert answered.token_ids == expected_tokens(HELLO, 8)
+    assert answered.finished.timings.resumes == 1
+
+
+async def test_after_a_failed_handoff_the_decode_worker_computes_the_prompt_itself() -> None:
+    async with running(prefill(), decode(failing_handoffs=1)) as system:
+        answered = await system.generate("hello")
+        tasks = [submit.task for submit in system["D"].submits]
+        await system["P"].until(lambda: len(system["P"].cancels) == 1)  # its blocks: nobody comes for them
+    assert answered.token_ids == expected_tokens(HELLO, 8)
+    assert tasks == [worker_pb2.TASK_RECEIVE, worker_pb2.TASK_LOCAL]
+
+
+@pytest.mark.parametrize("reason", [worker_pb2.END_REASON_UNAVAILABLE, worker_pb2.END_REASON_CANCELLED])
+async def test_the_only_worker_is_asked_again_after_it_could_not(reason: int) -> None:
+    async with running(unified(endings=[(reason, "full"), (reason, "full")])) as system:
+        answered = await system.generate("hello")
+    assert answered.token_ids == expected_tokens(HELLO, 8)
+    assert answered.finished.timings.resumes == 2
+
+
+async def test_a_stream_waits_for_a_worker_to_come_back() -> None:
+    async with running(unified(before_token=die_at(3))) as system:
+        answer = asyncio.create_task(system.generate("hello"))
+        await system.until(lambda: not system.workers.ready())
+        await system.add(unified("U"))
+        answered = await answer
+    assert answered.token_ids == expected_tokens(HELLO, 8)
+
+
+async def test_a_stream_that_nobody_goes_on_with_ends_with_a_clear_error() -> None:
+    async with running(prefill(), decode(before_token=die_at(3)), resume_timeout_seconds=0.2) as system:
+        with pytest.raises(Unavailable, match=r"waited 0.2 s after 3 tokens .* no decode or unified worker .*D \("):
+            await system.generate("hello")
+        assert "no decode or unified worker" in system.relay.ready()
+
+
+async def test_with_no_worker_at_all_the_missing_role_is_named() -> None:
+    async with running(resume_timeout_seconds=0.05) as system:
+        with pytest.raises(Unavailable, match="nothing is served yet: no decode or unified worker is ready"):
+            await system.generate("hello")
+
+
+async def test_a_deadline_passes_while_waiting_for_a_worker() -> None:
+    async with running(unified(before_token=die_at(3))) as system:
+        with pytest.raises(DeadlineExceeded, match="after 3 tokens"):
+            await system.generate("hello", timeout_seconds=0.3)
+
+
+async def test_an_answer_whose_last_token_arrived_is_complete_though_its_worker_dies() -> None:
+    async def die_before_the_word(worker: FakeWorker) -> None:
+        await worker.kill()
+        await asyncio.Event().wait()
+
+    for changes in ({"max_tokens": 4}, {"max_tokens": 8}):
+        worker = unified(eos_at=3 if changes["max_tokens"] == 8 else None)
+        worker.before_end = die_before_the_word
+        async with running(worker, resume_timeout_seconds=0.2) as system:
+            answered = await system.generate("hello", **changes)
+        assert len(answered.token_ids) == 4
+        assert answered.finished.reason is (FinishReason.STOP if worker.eos_at else FinishReason.LENGTH)
+
+
+async def test_strangers_repeats_and_malformed_events_are_dropped_and_counted() -> None:
+    async with running(prefill(noisy=True), decode(noisy=True)) as system:
+        answered = await system.generate("hello")
+        assert answered.token_ids == expected_tokens(HELLO, 8)
+        assert system.value("baton_stale_messages_total", kind="unknown") > 10
+        assert system.value("baton_stale_messages_total", kind="malformed") > 5
+        assert system.value("baton_stale_messages_total", kind="ended") >= 1
+
+
+async def test_a_ticket_of_another_life_is_not_forwarded() -> None:
+    async with running(prefill(before_token=wait_for(asyncio.Event())), decode()) as system:
+        system["P"].ticket_incarnation = 5
+        with pytest.raises(DeadlineExceeded):
+            await system.generate("hello", timeout_seconds=0.2)
+        assert not system["D"].handoffs
+        assert system.value("baton_stale_messages_total", kind="malformed") == 1
+
+
+async def test_workers_that_disagree_on_a_token_are_a_defect_and_not_an_answer() -> None:
+    async with running(prefill(eos_at=0), decode()) as system:
+        system["P"].say_prefilled = True
+        with pytest.raises(InternalError, match="disagree on token 0"):
+            await system.generate("hello", ignore_eos=True)
+
+
+async def test_a_worker_that_says_more_than_was_asked_for_is_cut_off() -> None:
+    async with running(unified(overrun=True)) as system:
+        with pytest.raises(InternalError, match="max_tokens"):
+            await system.generate("hello", max_tokens=3)
+
+
+async def test_a_worker_of_another_model_is_reported_and_not_used() -> None:
+    other = worker_pb2.ModelInfo()
+    other.CopyFrom(MODEL)
+    other.layout_fingerprint = b"else"
+    async with running(unified("U1")) as system:
+        stranger = unified("U2", model=other)
+        await system.add(stranger)
+        await stranger.until(lambda: stranger.sessions > 0)
+        await system.until(lambda: len(system.relay.status()) == 2 and "layout" in system.relay.status()[1].detail)
+        for _ in range(4):
+            await system.generate("hello")
+        assert not stranger.submits
+        status = system.relay.status()[1]
+        assert "its layout fingerprint is 656c7365, the served one is 6c61796f7574" in status.detail
+
+
+async def test_a_draining_worker_ends_what_it_has_and_gets_no_more() -> None:
+    go_on = asyncio.Event()
+    async with running(unified("U1", before_token=wait_for(go_on, index=2))) as system:
+        first = asyncio.create_task(system.generate("hello"))
+        await system["U1"].until(lambda: bool(system["U1"].submits))
+        system["U1"].draining = True
+        system["U1"].say()
+        await system.until(lambda: not system.workers.ready())
+        await system.add(unified("U2"))
+        await system.until(lambda: len(system.workers.ready()) == 1)
+        assert (await system.generate("hello")).finished.decode_worker == "U2"
+        go_on.set()
+        answered = await first
+    assert answered.finished.decode_worker == "U1"
+    assert answered.token_ids == expected_tokens(HELLO, 8)
+
+
+async def test_a_session_that_stands_outlives_its_record() -> None:
+    async with running(unified()) as system:
+        system.directory.list()
+        system.directory.connected = False
+        assert (await system.generate("hello")).token_ids == expected_tokens(HELLO, 8)
+        await system["U"].kill()
+        await system.until(lambda: not system.workers.sessions())
+
+
+async def test_a_restarted_worker_is_found_again_and_its_old_life_forgotten() -> None:
+    async with running(unified()) as system:
+        old = system["U"]
+        await old.kill()
+        await system.add(unified())
+        await system.until(lambda: [k.incarnation for k in system.workers.ready()] == [system["U"].incarnation])
+        assert (await system.generate("hello")).token_ids == expected_tokens(HELLO, 8)
+        assert len(system.workers.sessions()) == 1
+
+
+async def test_a_worker_that_answers_under_another_name_is_not_used() -> None:
+    async with running(unified("U1"), resume_timeout_seconds=0.2) as system:
+        system["U1"].id = "U2"  # its record now claims a worker that is not the one that answers
+        record = system["U1"].record
+        system["U1"].id = "U1"
+        system.directory._records = [record]
+        system.directory._changed.set()
+        await system.until(lambda: any("'U2'" in s.detail for s in system.relay.status()))
+        assert [key.id for key in system.workers.ready()] == ["U1"]
+
+
+async def test_a_peer_that_falls_silent_behind_an_open_connection_is_found_dead() -> None:
+    options = SessionOptions(
+        keepalive_seconds=0.2,
+        keepalive_timeout_seconds=0.3,
+        first_backoff_seconds=FAST.first_backoff_seconds,
+        hello_seconds=1.0,
+    )
+    worker = await unified("U1", before_token=wait_for(asyncio.Event(), index=2)).start()
+    async with black_hole(worker) as freeze, running(options=options) as system:
+        system.fakes["U1"] = worker
+        system.list_all()
+        await system.until(lambda: len(system.workers.ready()) == 1)
+        answer = asyncio.create_task(system.generate("hello"))
+        await worker.until(lambda: bool(worker.submits))
+        freeze.set()
+        await system.until(lambda: not system.workers.ready())
+        await system.add(unified("U2"))
+        assert (await answer).token_ids == expected_tokens(HELLO, 8)
+    await worker.kill()
+
+
+@asynccontextmanager
+async def black_hole(worker: FakeWorker) -> AsyncIterator[asyncio.Event]:
+    """A proxy before `worker` that, once the event is set, passes nothing on and closes nothing."""
+    host, port = worker.address.split(":")
+    frozen = asyncio.Event()
+    pumps: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            if frozen.is_set():
+                await asyncio.Event().wait()
+            target.write(data)
+        target.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(host, int(port))
+        writers.extend((writer, back))
+        for source, target in ((reader, back), (there, writer)):
+            task = asyncio.create_task(pump(source, target))
+            pumps.add(task)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    worker.address = "127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+    try:
+        yield frozen
+    finally:
+        server.close()
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+        for writer in writers:
+            writer.close()
+            await asyncio.gather(writer.wait_closed(), return_exceptions=True)
