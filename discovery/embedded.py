@@ -26,7 +26,7 @@ _HOST = "127.0.0.1"
 _PORT_TRIES = 20
 _LOWEST_PORT = 10_000
 _START_SECONDS = 10.0
-_STOP_SECONDS = 3.0
+_STOP_SECONDS = 1.0
 
 # Runs between fork and server, in a process of its own (a preexec_fn would run Python in the child of a threaded
 # parent). 1 is PR_SET_PDEATHSIG. A parent that died before that call is told by the changed parent id.

@@ -40,8 +40,8 @@ async def connect(
     """A client whose server has answered; the caller closes it with `aclose`.
 
     A server that is not there yet is waited for, `patience_seconds` long; what time will not mend (a bad URL, a
-    wrong password, another kind of server) fails at once. `timeout_seconds` bounds each connect and each answer.
-    Raises RedisUnreachable.
+    wrong password, another kind of server) fails at once. `timeout_seconds` bounds each try, now and later, to open a
+    connection; commands have no timeout but that of whoever sends them. Raises RedisUnreachable.
     """
     clock = clock or MonotonicClock()
     client = _client(url, timeout_seconds)
@@ -94,9 +94,11 @@ def _client(url: str, timeout_seconds: float) -> Redis:
             protocol=2,
             max_connections=_MAX_CONNECTIONS,
             timeout=timeout_seconds,
-            socket_timeout=timeout_seconds,
+            # Who asks keeps time, around the whole of a question. (With a socket timeout the client would send through
+            # asyncio.wait_for, which in Python 3.11 can swallow a cancellation, and with it the asker's own timeout.)
+            socket_timeout=None,
             socket_connect_timeout=timeout_seconds,
-            # An answer that is late is of no use here, and who asks keeps time: nothing is tried twice behind its back.
+            # An answer that is late is of no use here: nothing is tried twice behind the asker's back.
             retry=Retry(NoBackoff(), 0),
         )
     except ValueError:  # its text may hold the password

@@ -82,8 +82,10 @@ class Registration:
         self._outage = Outage(log, f"worker {record.id}", "serving goes on, others cannot find its blocks")
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
         self._next_beat = 0.0
         self._next_flush = 0.0
+        self._num_in_flight = 0
         self._registered = False
         self._rival_named = False
         self._in_sync = False
@@ -103,8 +105,8 @@ class Registration:
 
     @property
     def num_pending(self) -> int:
-        """Block events that Redis has not been told."""
-        return self._mirror.pending
+        """Block events that Redis has not confirmed."""
+        return self._mirror.pending + self._num_in_flight
 
     @property
     def num_dropped(self) -> int:
@@ -122,6 +124,7 @@ class Registration:
         if self._task is None:
             return
         task, self._task = self._task, None
+        self._stopping = True
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         keys = [self._record_key, self._keys.workers, self._blocks_key]
@@ -142,7 +145,7 @@ class Registration:
         self._wake.set()
 
     async def _run(self) -> None:
-        while True:
+        while not self._stopping:  # should a client library swallow the cancellation
             await self._until_due()
             await self._turn()
 
@@ -176,6 +179,8 @@ class Registration:
                     await self._flush()
         except Exception as error:  # Redis may answer anything at all; this task outlives it
             self._in_sync = False  # what was on its way may or may not have arrived
+            self._num_in_flight = 0
+            self._mirror.restart()
             self._outage.lost(error)
         else:
             if talked:
@@ -199,20 +204,14 @@ class Registration:
             raise indexed
         await self._judge_predecessor(before)
         self.stats.heartbeats += 1
-        self._registered = True
         if not self._in_sync or num_published != self._mirror.published:
-            if self._mirror.published:
+            if self._registered and len(self._mirror):
                 self.stats.republished += 1
-                log.debug(
-                    "worker %s: Redis had %s of %d blocks; publishing all %d again",
-                    self.record.id,
-                    num_published,
-                    self._mirror.published,
-                    len(self._mirror),
-                )
+                log.debug("worker %s: publishing all %d blocks again", self.record.id, len(self._mirror))
             self._mirror.restart()
             self._clear_first = True
             self._in_sync = True
+        self._registered = True
 
     async def _judge_predecessor(self, before: Any) -> None:
         """`before` is what stood in the record's place: this record, nothing, or another incarnation's."""
@@ -247,6 +246,7 @@ class Registration:
     async def _flush(self) -> None:
         """One batch. A transaction, so that the set never stands without a lease, nor half changed."""
         batch = self._mirror.take(self._max_batch)
+        self._num_in_flight = len(batch.remove) + len(batch.add)
         pipe = self._redis.pipeline(transaction=True)
         if self._clear_first:
             pipe.unlink(self._blocks_key)
@@ -257,6 +257,7 @@ class Registration:
         pipe.pexpire(self._blocks_key, self._lease_ms)
         pipe.scard(self._blocks_key)
         num_published = (await pipe.execute())[-1]
+        self._num_in_flight = 0
         self._clear_first = False
         self._next_flush = self._clock.now() + self._flush_seconds
         self.stats.batches += 1
