@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 import redis.exceptions
@@ -125,7 +125,7 @@ class Directory:
             self._lookup_failures_in_row = 0
         return self.records
 
-    async def watch(self) -> AsyncIterator[list[WorkerRecord]]:
+    async def watch(self) -> AsyncGenerator[list[WorkerRecord], None]:
         """The list as it is now, then again whenever it has changed; changes between two looks are one."""
         while True:
             changed = self._changed

@@ -15,20 +15,18 @@ from discovery.keys import Keys, block_name
 
 
 def record(worker: str = "decode-0", incarnation: int = 7, **fields: Any) -> WorkerRecord:
-    return WorkerRecord(
-        **{
-            "id": WorkerId(worker),
-            "incarnation": Incarnation(incarnation),
-            "role": WorkerRole.DECODE,
-            "address": "127.0.0.1:7001",
-            "metrics": "127.0.0.1:9001",
-            "pid": 4321,
-            "model": "baton-tiny",
-            "block_size": 16,
-            "model_fingerprint": b"\x00weights\xff",
-        }
-        | fields
-    )
+    given: dict[str, Any] = {
+        "id": WorkerId(worker),
+        "incarnation": Incarnation(incarnation),
+        "role": WorkerRole.DECODE,
+        "address": "127.0.0.1:7001",
+        "metrics": "127.0.0.1:9001",
+        "pid": 4321,
+        "model": "baton-tiny",
+        "block_size": 16,
+        "model_fingerprint": b"\x00weights\xff",
+    }
+    return WorkerRecord(**(given | fields))
 
 
 def block(i: int) -> BlockHash:

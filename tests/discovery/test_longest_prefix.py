@@ -129,7 +129,7 @@ async def test_many_lookups_at_once_are_all_answered(redis: Redis, namespace: st
     await publish(redis, namespace, W0, *range(100))
     asking = directory(redis, namespace)
     found = await asyncio.gather(*(asking.longest_prefix(blocks(n), [W0]) for n in range(1, 200)))
-    assert [f["w0"] for f in found] == [min(n, 100) for n in range(1, 200)]
+    assert [f[W0[0]] for f in found] == [min(n, 100) for n in range(1, 200)]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import time
@@ -94,11 +95,14 @@ async def test_flushed_it_is_told_everything_again_and_nobody_is_given_up(system
         async for workers in system.directory.watch():
             lists.add(len(workers))
 
+    def republished_since(count: int) -> bool:
+        return system.registration.stats.republished > count
+
     watching = asyncio.create_task(watch())
     for _ in range(3):
         before = system.registration.stats.republished
         await system.worker_redis.flushall()
-        await eventually(lambda before=before: system.registration.stats.republished > before, "the loss is noticed")
+        await eventually(functools.partial(republished_since, before), "the loss is noticed")
         await system.finds(3000)
     watching.cancel()
     assert lists == {1}

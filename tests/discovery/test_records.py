@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -112,7 +111,7 @@ def test_any_bytes_are_a_record_or_refused(raw: bytes) -> None:
 
 def test_a_worker_with_a_bad_id_is_told_what_is_right() -> None:
     with pytest.raises(ConfigError, match=r"worker id is 'my worker'; it must be .*no space"):
-        replace(record(), id="my worker")
+        record("my worker")
 
 
 def test_ipv6_addresses_are_addresses() -> None:
