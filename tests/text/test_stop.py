@@ -36,7 +36,10 @@ def pieces(text: str, cuts: list[int]) -> list[str]:
 
 @given(texts_and_stops(), st.lists(st.integers(0, 100), max_size=8))
 @settings(max_examples=500)
-def test_any_chunking_gives_what_a_search_of_the_whole_text_gives(text: str, stops: list[str], cuts: list[int]) -> None:
+def test_any_chunking_gives_what_a_search_of_the_whole_text_gives(
+    text_and_stops: tuple[str, list[str]], cuts: list[int]
+) -> None:
+    text, stops = text_and_stops
     watcher = StopStrings(stops)
     results = [watcher.push(piece) for piece in pieces(text, cuts)]
     results.append(watcher.flush())
