@@ -78,6 +78,7 @@ class Pull:
         self._missing = len(destination) - first_missing
         self._verified = 0
         self._first_token: int | None = None
+        self._claim_sent = False
         self._claimed = asyncio.Event()
         self._complete = asyncio.Event()
         self._announced: dict[int, int] = {}  # position -> checksum
@@ -121,7 +122,8 @@ class Pull:
         finally:
             try:
                 async with asyncio.timeout(GOODBYE_SECONDS):
-                    await self._write(pb.PullRequest(release=pb.Release()))
+                    if self._claim_sent:
+                        await self._write(pb.PullRequest(release=pb.Release()))
                     await self._call.done_writing()
                     await self._skip_rest(reader)
             except (TimeoutError, grpc.RpcError, asyncio.InvalidStateError) as error:
@@ -188,6 +190,7 @@ class Pull:
             worker_id=self._worker_id,
             transports=self._connector.names,
         )
+        self._claim_sent = True
         await self._write(pb.PullRequest(claim=claim))
         message = await self._next()
         if message.WhichOneof("message") != "claimed":

@@ -52,5 +52,5 @@ def refusal_error(message: pb.Refused, source: str) -> HandoffFailed:
     reason = _FROM_WIRE.get(message.reason)
     said = message.message[:_MAX_MESSAGE] or "without a word"
     if reason is None:
-        return TransferRefused(f"{source} refused the claim for an unknown reason ({message.reason}): {said}")
-    return _ERRORS.get(reason, TransferRefused)(f"{source} refused the claim: {said}")
+        return TransferRefused(f"{source} refused for an unknown reason ({message.reason}): {said}")
+    return _ERRORS.get(reason, TransferRefused)(f"{source} refused: {said}")
