@@ -43,7 +43,12 @@ def build(directory: Path, text: str, *, vocab_size: int = 512, seed: int = 0) -
         eos_token_id=1,
         tie_word_embeddings=True,
     )
-    LlamaForCausalLM(config).save_pretrained(directory)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:  # wider than usual: else it says one word for ever
+                parameter.normal_(0, 0.15)
+    model.save_pretrained(directory)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=_CHAT_TEMPLATE
     ).save_pretrained(directory)
