@@ -7,7 +7,6 @@
 TORCH ?= torch==2.13.0
 ARGS ?=
 BIN := .venv/bin
-SOURCES := baton engine kvtransfer discovery worker prefill_worker decode_worker router demo_model
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help

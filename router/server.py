@@ -22,6 +22,7 @@ from baton.clock import MonotonicClock
 from baton.config import RouterConfig
 from baton.errors import PortInUse
 from baton.metrics import Metrics, RouterMetrics
+from baton.rpc import LIVENESS
 from baton.v1 import inference_pb2, inference_pb2_grpc
 from discovery import Directory as RedisDirectory
 from discovery import connect
@@ -106,6 +107,7 @@ class RouterServer:
         self.http_address = f"{door.host}:{door.port}"
 
     async def _keep_health(self) -> None:
+        await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         while True:
             serving = not self.relay.ready()
             status = (
