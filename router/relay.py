@@ -95,7 +95,7 @@ class Relay:
         return await asyncio.shield(self._loading)
 
     def loaded_tokenizer(self) -> Tokenizer | None:
-        """None until it is loaded."""
+        """None while it is being loaded, or could not be."""
         if self._loading is None or not self._loading.done() or _failed(self._loading):
             return None
         return self._loading.result()
@@ -157,12 +157,12 @@ class Relay:
         if self._preloading is not None:
             self._preloading.cancel()
             await asyncio.gather(self._preloading, return_exceptions=True)
-        if self._loading is not None:
+        tokenizer = self.loaded_tokenizer()
+        if tokenizer is not None:
+            tokenizer.close()
+        elif self._loading is not None:
             self._loading.cancel()
-            results = await asyncio.gather(self._loading, return_exceptions=True)
-            for result in results:
-                if isinstance(result, Tokenizer):
-                    result.close()
+            await asyncio.gather(self._loading, return_exceptions=True)
 
     # --- its parts
 

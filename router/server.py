@@ -110,9 +110,7 @@ class RouterServer:
         await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         while True:
             serving = not self.relay.ready()
-            status = (
-                health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-            )
+            status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
             for name in ("", SERVICE):
                 await self._health.set(name, status)
             self._router_metrics.redis_up.set(self.relay.redis_connected)
@@ -140,6 +138,7 @@ def server_options(config: RouterConfig) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", 20_000),  # finds clients that went away without a word
         ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", -1),
     ]

@@ -176,6 +176,8 @@ class Stream:
         give_up = min(self._deadline, self._clock.now() + self._config.resume_timeout_seconds)
         while True:
             now = self._clock.now()
+            if now >= self._deadline:
+                raise self._nobody()
             placement = await self._try_place(now)
             if placement is not None:
                 self._note(placement, number)
@@ -208,11 +210,11 @@ class Stream:
 
     def _nobody(self) -> BatonError:
         done = f" after {len(self._log)} tokens" if len(self._log) else ""
-        missing = self._workers.missing() or "no ready worker can take the request on"
+        missing = self._workers.missing()
         if self._clock.now() >= self._deadline:
-            return DeadlineExceeded(f"the deadline passed{done}: {missing}")
+            return DeadlineExceeded(f"the deadline passed{done}" + (f": {missing}" if missing else ""))
         waited = self._config.resume_timeout_seconds
-        return Unavailable(f"waited {waited:g} s{done} for a worker: {missing}")
+        return Unavailable(f"waited {waited:g} s{done} for a worker: {missing or 'none that is ready can take it on'}")
 
     def _note(self, placement: Placement, number: int) -> None:
         self._router_metrics.placements.labels(way=placement.way.value).inc()

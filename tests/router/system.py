@@ -31,7 +31,7 @@ FAST = SessionOptions(first_backoff_seconds=0.01, max_backoff_seconds=0.05, hell
 
 def byte_tokenizer(source: str = "tests") -> Tokenizer:
     """Token i is byte i; EOS has no text."""
-    vocabulary = {character: byte for character, byte in _byte_alphabet().items()}
+    vocabulary = dict(_byte_alphabet())
     backend = Backend(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
@@ -48,7 +48,10 @@ class FakeDirectory:
         self._changed = asyncio.Event()
 
     def list(self, *workers: FakeWorker) -> None:
-        self._records = [worker.record for worker in workers]
+        self.put([worker.record for worker in workers])
+
+    def put(self, records: list[WorkerRecord]) -> None:
+        self._records = records
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -167,6 +170,8 @@ async def running(
     relay.start()
     try:
         await system.until(lambda: len(pool.ready()) == len(workers))
+        if workers:
+            await relay.tokenizer()
         yield system
     finally:
         await relay.close()

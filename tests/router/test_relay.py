@@ -146,9 +146,7 @@ async def test_a_seed_is_drawn_where_none_is_given() -> None:
 
 async def test_equal_request_ids_do_not_meet() -> None:
     async with running(prefill(), decode()) as system:
-        answers = await asyncio.gather(
-            *(system.generate(f"prompt {i}", request_id="same") for i in range(8))
-        )
+        answers = await asyncio.gather(*(system.generate(f"prompt {i}", request_id="same") for i in range(8)))
     for i, answered in enumerate(answers):
         assert answered.token_ids == expected_tokens(f"prompt {i}".encode(), 8)
 
