@@ -18,6 +18,8 @@ from engine.models.rope import cos_sin, inverse_frequencies, rotate
 from engine.models.spec import ModelSpec
 from engine.models.tensors import EMBEDDING, FINAL_NORM, HEAD, layer_prefix
 
+_CPU_MLP_TOKENS = 512
+
 TakeTensor = Callable[[str], Tensor]
 """A tensor of the checkpoint by its name, on the right device and of the right dtype."""
 
@@ -84,8 +86,13 @@ class Decoder:
         return layer.output(attention.attend(index, query, spec.windows[index]))
 
     def _mlp(self, layer: _Layer, x: Tensor) -> Tensor:
-        gate, up = layer.gate_up(x).chunk(2, dim=-1)
-        return layer.down(F.silu(gate).mul_(up))
+        """In slices on a CPU: a long chunk's intermediate values would be fresh pages from the system every time."""
+        slices = torch.split(x, _CPU_MLP_TOKENS) if x.device.type == "cpu" and len(x) > _CPU_MLP_TOKENS else (x,)
+        outputs = []
+        for part in slices:
+            gate, up = layer.gate_up(part).chunk(2, dim=-1)
+            outputs.append(layer.down(F.silu(gate).mul_(up)))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, self.spec.norm_eps)
