@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import grpc
@@ -31,6 +32,7 @@ from router.interceptor import ErrorInterceptor
 from router.relay import Relay
 from router.service import InferenceService
 from router.session import SessionOptions
+from router.text.tokenizer import Tokenizer
 from router.workers import Directory, Workers
 
 _log = logging.getLogger(__name__)
@@ -45,7 +47,11 @@ class RouterServer:
     """`start` it, and `stop` it whether that worked or not. The directory stays the caller's."""
 
     def __init__(
-        self, config: RouterConfig, directory: Directory, session_options: SessionOptions | None = None
+        self,
+        config: RouterConfig,
+        directory: Directory,
+        session_options: SessionOptions | None = None,
+        load_tokenizer: Callable[[str], Tokenizer] = Tokenizer.load,
     ) -> None:
         self.config = config
         self.metrics = Metrics()
@@ -56,7 +62,13 @@ class RouterServer:
         clock = MonotonicClock()
         self.workers = Workers(directory, self._router_metrics, clock, session_options)
         self.relay = Relay(
-            self.workers, config.routing, self.metrics, self._router_metrics, model=config.model, clock=clock
+            self.workers,
+            config.routing,
+            self.metrics,
+            self._router_metrics,
+            model=config.model,
+            load_tokenizer=load_tokenizer,
+            clock=clock,
         )
         self._health = health_aio.HealthServicer()
         self._closing = AsyncExitStack()

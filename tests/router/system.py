@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
@@ -31,13 +32,20 @@ FAST = SessionOptions(first_backoff_seconds=0.01, max_backoff_seconds=0.05, hell
 
 def byte_tokenizer(source: str = "tests") -> Tokenizer:
     """Token i is byte i; EOS has no text."""
-    vocabulary = dict(_byte_alphabet())
-    backend = Backend(models.BPE(vocab=vocabulary, merges=[]))
+    return Tokenizer(_fast_byte_tokenizer(), source, frozenset([EOS]))
+
+
+def save_byte_tokenizer(directory: Path) -> None:
+    _fast_byte_tokenizer().save_pretrained(directory)
+
+
+def _fast_byte_tokenizer() -> PreTrainedTokenizerFast:
+    backend = Backend(models.BPE(vocab=dict(_byte_alphabet()), merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
     assert fast.convert_tokens_to_ids("</s>") == EOS
-    return Tokenizer(fast, source, frozenset([EOS]))
+    return fast
 
 
 class FakeDirectory:

@@ -1,0 +1,259 @@
+"""The gRPC door over real sockets: messages, statuses, deadlines, health, reflection, drain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from baton.config import RouterConfig, RoutingConfig
+from baton.errors import CheckpointError, PortInUse
+from baton.v1 import inference_pb2, inference_pb2_grpc
+from router.server import SERVICE, RouterServer
+from tests.router.fake_worker import FakeWorker, expected_tokens
+from tests.router.system import FAST, FakeDirectory, byte_tokenizer, decode, prefill, unified
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Door:
+    def __init__(self, server: RouterServer, channel: grpc.aio.Channel, directory: FakeDirectory) -> None:
+        self.server = server
+        self.channel = channel
+        self.directory = directory
+        self.stub = inference_pb2_grpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
+        self.health = health_pb2_grpc.HealthStub(channel)
+
+    async def generate(self, timeout: float | None = None, **fields: Any) -> list[inference_pb2.GenerateResponse]:
+        sampling = inference_pb2.SamplingParams(max_tokens=8, seed=0)
+        request = inference_pb2.GenerateRequest(**({"text": "hello", "sampling": sampling} | fields))
+        return [response async for response in self.stub.Generate(request, timeout=timeout)]
+
+    async def until_health(self, wanted: int) -> None:
+        async with asyncio.timeout(10):
+            async for response in self.health.Watch(health_pb2.HealthCheckRequest(service=SERVICE)):
+                if response.status == wanted:
+                    return
+
+
+@asynccontextmanager
+async def open_door(*workers: FakeWorker, wait: bool = True, **config: Any) -> AsyncIterator[Door]:
+    directory = FakeDirectory()
+    for worker in workers:
+        await worker.start()
+    directory.list(*workers)
+    settings = {"grpc_port": 0, "http_port": 0, "routing": RoutingConfig(local_prefill_tokens=3)} | config
+    server = RouterServer(RouterConfig(**settings), directory, FAST, load_tokenizer=byte_tokenizer)
+    try:
+        await server.start()
+        async with grpc.aio.insecure_channel(server.grpc_address) as channel:
+            door = Door(server, channel, directory)
+            if wait:
+                await door.until_health(SERVING)
+            yield door
+    finally:
+        await server.stop()
+        for worker in workers:
+            await worker.kill()
+
+
+async def test_generate_streams_text_and_ids_and_ends_with_finished() -> None:
+    async with open_door(prefill(cached_tokens=4), decode()) as door:
+        responses = await door.generate(request_id="mine")
+    tokens = tuple(t for r in responses for t in r.token_ids)
+    assert tokens == expected_tokens(tuple(b"hello"), 8)
+    assert "".join(r.text for r in responses) == bytes(tokens).decode()
+    assert [r.HasField("finished") for r in responses] == [False] * (len(responses) - 1) + [True]
+    finished = responses[-1].finished
+    assert finished.reason == inference_pb2.FINISH_REASON_LENGTH
+    assert finished.request_id == "mine"
+    assert (finished.prefill_worker, finished.decode_worker) == ("P", "D")
+    assert (finished.usage.prompt_tokens, finished.usage.cached_tokens) == (5, 4)
+    assert finished.timings.transfer_blocks == 3
+
+
+async def test_token_ids_are_a_prompt_and_a_request_id_is_made_up() -> None:
+    async with open_door(unified()) as door:
+        responses = await door.generate(text=None, token_ids=inference_pb2.TokenIds(ids=[1, 2]))
+    assert tuple(t for r in responses for t in r.token_ids) == expected_tokens((1, 2), 8)
+    assert responses[-1].finished.request_id.startswith("req-")
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "says"),
+    [
+        ({"text": ""}, grpc.StatusCode.INVALID_ARGUMENT, "prompt is empty"),
+        ({"text": None}, grpc.StatusCode.INVALID_ARGUMENT, "prompt is empty"),
+        ({"model": "huge"}, grpc.StatusCode.NOT_FOUND, "the served model is 'tiny'"),
+        ({"model": "größe" * 1000}, grpc.StatusCode.NOT_FOUND, "größe"),
+        (
+            {"sampling": inference_pb2.SamplingParams(temperature=float("nan"))},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "temperature is nan; it must be between 0 and 100",
+        ),
+        ({"text": "x" * 70_000}, grpc.StatusCode.RESOURCE_EXHAUSTED, "65536"),
+    ],
+)
+async def test_what_is_wrong_has_its_status_and_says_what_would_be_right(
+    fields: dict[str, Any], status: grpc.StatusCode, says: str
+) -> None:
+    async with open_door(unified(), max_message_bytes=65536) as door:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await door.generate(**fields)
+        assert refused.value.code() is status
+        assert says in refused.value.details()
+        assert (await door.generate())[-1].finished.usage.completion_tokens == 8
+
+
+async def test_strings_that_are_not_utf8_are_an_invalid_argument() -> None:
+    async with open_door(unified()) as door:
+        call = door.channel.unary_stream(f"/{SERVICE}/Generate")(b"\x12\x02\xff\xfe")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call.read()
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "all strings in UTF-8" in refused.value.details()
+
+
+async def test_a_defect_shows_a_reference_and_nothing_of_the_inside(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_door(unified()) as door:
+        monkeypatch.setattr(door.server.relay, "_prepare", None)
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await door.generate()
+    assert failed.value.code() is grpc.StatusCode.INTERNAL
+    reference = failed.value.details().split()[-1]
+    assert failed.value.details() == f"internal error; the router's log has it as {reference}"
+    assert reference in caplog.text
+    assert "NoneType" in caplog.text
+
+
+async def test_the_calls_deadline_is_the_requests() -> None:
+    async def stall(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    worker = unified(before_token=stall)
+    async with open_door(worker) as door:
+        with pytest.raises(grpc.aio.AioRpcError) as late:
+            await door.generate(timeout=0.3)
+        assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert 0 < worker.submits[0].deadline_seconds <= 0.3
+        await worker.until(lambda: len(worker.cancels) == 1)
+
+        worker.before_token = None
+        await door.generate()
+        assert worker.submits[-1].deadline_seconds > 500  # the router's own default
+
+
+async def test_a_client_that_cancels_frees_the_worker() -> None:
+    async def stall(_: object, __: object, index: int) -> None:
+        if index == 3:
+            await asyncio.Event().wait()
+
+    worker = unified(before_token=stall)
+    async with open_door(worker) as door:
+        call = door.stub.Generate(
+            inference_pb2.GenerateRequest(text="hello", sampling=inference_pb2.SamplingParams(max_tokens=8))
+        )
+        await call.read()
+        call.cancel()
+        await worker.until(lambda: len(worker.cancels) == 1)
+        async with asyncio.timeout(5):
+            await door.server.relay._idle.wait()
+
+
+async def test_models_and_status_show_the_system() -> None:
+    async with open_door(prefill(), decode()) as door:
+        models = await door.stub.ListModels(inference_pb2.ListModelsRequest())
+        assert [(m.name, m.max_model_len) for m in models.models] == [("tiny", 512)]
+        async with asyncio.timeout(5):
+            while True:
+                status = await door.stub.GetStatus(inference_pb2.GetStatusRequest())
+                if all(w.state == inference_pb2.WORKER_STATE_READY and w.load.total_blocks for w in status.workers):
+                    break
+        assert [(w.id, w.role, w.pid) for w in status.workers] == [
+            ("D", inference_pb2.WORKER_ROLE_DECODE, 42),
+            ("P", inference_pb2.WORKER_ROLE_PREFILL, 42),
+        ]
+        assert status.redis_connected
+        assert status.http_address == door.server.http_address
+        assert status.models == models.models
+
+
+async def test_health_says_whether_requests_can_be_served() -> None:
+    async with open_door(prefill(), wait=False) as door:
+        await door.until_health(NOT_SERVING)
+        worker = await decode().start()
+        door.directory.list(worker)
+        await door.until_health(SERVING)
+        overall = await door.health.Check(health_pb2.HealthCheckRequest())
+        assert overall.status == SERVING
+        await worker.kill()
+        await door.until_health(NOT_SERVING)
+
+
+async def test_reflection_lists_the_service() -> None:
+    async with open_door(unified()) as door:
+        stub = reflection_pb2_grpc.ServerReflectionStub(door.channel)
+        call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+        response = await call.read()
+        names = {service.name for service in response.list_services_response.service}
+        assert {SERVICE, "grpc.health.v1.Health"} <= names
+
+
+async def test_draining_lets_open_streams_end_and_turns_others_away() -> None:
+    go_on = asyncio.Event()
+
+    async def wait(*_: object) -> None:
+        await go_on.wait()
+
+    worker = unified(before_token=wait)
+    async with open_door(worker) as door:
+        first = asyncio.create_task(door.generate())
+        await worker.until(lambda: bool(worker.submits))
+        draining = asyncio.create_task(door.server.drain())
+        await door.until_health(NOT_SERVING)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await door.generate()
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "shutting down" in refused.value.details()
+        go_on.set()
+        await draining
+        assert (await first)[-1].finished.usage.completion_tokens == 8
+
+
+async def test_both_doors_serve_the_same_core() -> None:
+    body = {"prompt": "hello", "max_tokens": 8, "seed": 0, "temperature": 0}
+    async with open_door(prefill(), decode()) as door, aiohttp.ClientSession() as session:
+        base = f"http://{door.server.http_address}"
+        async with session.post(f"{base}/v1/completions", json=body) as response:
+            answer = await response.json()
+        async with session.get(f"{base}/metrics") as response:
+            metrics = await response.text()
+    assert answer["choices"][0]["text"] == bytes(expected_tokens(tuple(b"hello"), 8)).decode()
+    assert 'vllm:request_success_total{finished_reason="length",model_name="tiny"} 1.0' in metrics
+    assert "baton_redis_up 1.0" in metrics
+
+
+@pytest.mark.parametrize("flag", ["grpc_port", "http_port"])
+async def test_a_port_in_use_is_an_error_that_names_the_flag(flag: str) -> None:
+    async with open_door(unified()) as door:
+        address = door.server.grpc_address if flag == "grpc_port" else door.server.http_address
+        port = int(address.rpartition(":")[2])
+        with pytest.raises(PortInUse, match=f"{port}.*--{flag.replace('_', '-')}"):
+            async with open_door(**{flag: port}):
+                pass
+
+
+async def test_a_model_without_tokenizer_keeps_the_router_from_starting(tmp_path: object) -> None:
+    server = RouterServer(RouterConfig(model=str(tmp_path), grpc_port=0, http_port=0), FakeDirectory())
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        await server.start()
+    await server.stop()
