@@ -32,7 +32,7 @@ def mixed_prompts() -> list[tuple[int, ...]]:
 
 def output_of(prompt: tuple[int, ...]) -> int:
     """Tokens to generate: short prompts begin together on the decode worker and outgrow the pool there."""
-    return 96 if len(prompt) <= 64 else 12
+    return 256 if len(prompt) <= 64 else 12
 
 
 async def ask(running: System, prompt: tuple[int, ...]) -> Answer:
