@@ -1,10 +1,9 @@
 """Moves KV blocks between workers by pull under lease, and owns their lifetimes while they move.
 
-A worker makes one `TransferNode`. Its `ledger` offers blocks, its `puller` lands them:
+A source has a `SourceLedger` that offers blocks, behind a `TransferService`; a destination a `Puller` that lands them:
 
-    node = TransferNode(memory=HostMemory.create(num_blocks, layout.block_bytes), layout=layout, …)
-    ticket = node.ledger.offer(id, blocks, num_tokens)      # then seal… and prefilled, or abort
-    landing = node.puller.land(ticket, id, blocks, first_missing)
+    ticket = ledger.offer(id, blocks, num_tokens)      # then seal… and prefilled, or abort
+    landing = puller.land(ticket, id, blocks, first_missing)
     landed = await landing.done()
 """
 
@@ -12,7 +11,7 @@ from kvtransfer.destination import Puller
 from kvtransfer.landing import Landed, Landing
 from kvtransfer.lifetimes import DestinationState, SourceState
 from kvtransfer.memory import HostMemory, PoolMemory
-from kvtransfer.node import TransferNode
+from kvtransfer.service import TransferService
 from kvtransfer.source import SourceLedger
 from kvtransfer.ticket import Ticket
 
@@ -26,5 +25,5 @@ __all__ = [
     "SourceLedger",
     "SourceState",
     "Ticket",
-    "TransferNode",
+    "TransferService",
 ]

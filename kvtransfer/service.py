@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, cast
 
 from baton.errors import TransferRefused
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 CLAIM_SECONDS = 10.0
 """How long a stream may take to say what it wants."""
+GOODBYE_SECONDS = 1.0
+"""How long a puller that was refused may take to hang up."""
 MAX_TRANSPORTS = 16
 _QUEUED = 64  # announcements ahead of a slow stream
 
@@ -59,25 +61,25 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
             claimant = self._ledger.claim(claim)
         except Refusal as refusal:
             yield self._refuse(refusal)
+            await _until_hung_up(_skip(requests))
             return
         except StopAsyncIteration:
             return  # gone without a word
         yield self._claimed()
         replies: asyncio.Queue[pb.PullResponse | Refusal | None] = asyncio.Queue(_QUEUED)
-        tasks = [
-            asyncio.create_task(self._listen(requests, claimant, replies)),
-            asyncio.create_task(self._announce(claimant, replies)),
-        ]
+        listener = asyncio.create_task(self._listen(requests, claimant, replies))
+        announcer = asyncio.create_task(self._announce(claimant, replies))
         try:
             while (reply := await replies.get()) is not None:
                 if isinstance(reply, Refusal):
                     yield self._refuse(reply)
+                    await _until_hung_up(listener)
                     return
                 yield reply
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            listener.cancel()
+            announcer.cancel()
+            await asyncio.gather(listener, announcer, return_exceptions=True)
 
     async def _first(self, requests: AsyncIterator[pb.PullRequest]) -> ClaimRequest:
         try:
@@ -118,6 +120,7 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
             await replies.put(None)
         except Refusal as refusal:
             await replies.put(refusal)
+            await _skip(requests)
         except Exception:  # what a broken stream raises is gRPC's own business
             log.debug("%s: its puller's stream broke", claimant.offered.ticket.id, exc_info=True)
             await replies.put(None)
@@ -133,10 +136,27 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
                     await replies.put(pb.PullResponse(sealed=pb.Sealed(blocks=sealed)))
         except Refusal as refusal:
             await replies.put(refusal)
+        except Exception:
+            log.exception("%s: its blocks can't be announced, so its stream ends", claimant.offered.ticket.id)
+            await replies.put(None)
 
     def _refuse(self, refusal: Refusal) -> pb.PullResponse:
         self._metrics.refused.labels(reason=refusal.reason.value).inc()
         return refusal.to_proto()
+
+
+async def _until_hung_up(listening: Awaitable[None]) -> None:
+    """After a refusal the puller hangs up first: a message of its own that met a stream which has ended already would
+    fail there, and take the refusal with it."""
+    try:
+        await asyncio.wait_for(listening, GOODBYE_SECONDS)
+    except Exception:  # it takes too long, or gRPC says in its own way that it broke off
+        log.debug("a refused puller did not hang up", exc_info=True)
+
+
+async def _skip(requests: AsyncIterator[pb.PullRequest]) -> None:
+    async for _ in requests:
+        pass
 
 
 def check_claim(claim: pb.Claim) -> ClaimRequest:

@@ -1,11 +1,11 @@
 """The frames of the tcp transport. Pure: bytes in, values out.
 
-    request   header, then per wanted block (index, generation)
-    reply     header, then per wanted block in order: status, the block's bytes if it is SENT, trailer
+    request   header, then (index, generation) of each wanted block
+    reply     header, then a status byte for each wanted block, then the bytes of those that are SENT, then the statuses
+              once more
 
-The trailer is the status again, looked up after the bytes went out: a block that became another one meanwhile is
-STALE. All numbers are little-endian. Every count has a bound, and nothing is allocated for a frame before its header
-is checked.
+The statuses at the end are looked up after the bytes went out: a block that became another one meanwhile is STALE. All
+numbers are little-endian. Every count has a bound, and nothing is allocated for a frame before its header is checked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from kvtransfer.transports.base import MAX_FETCH_BLOCKS, Want
 REQUEST = struct.Struct("<4sHHIQ16s")  # magic, version, zero, count, block_bytes, transfer id
 WANTED = struct.Struct("<QQ")  # index, generation
 REPLY = struct.Struct("<4sHHI")  # magic, version, reply status, count
-STATUS = struct.Struct("<I")
 _REQUEST_MAGIC = b"BTKQ"
 _REPLY_MAGIC = b"BTKR"
 _VERSION = 1
@@ -36,6 +35,8 @@ class ReplyStatus(IntEnum):
 
 
 class BlockStatus(IntEnum):
+    """The higher of two tells what became of a block."""
+
     SENT = 0
     STALE = 1
     REFUSED = 2
@@ -89,10 +90,9 @@ def parse_reply(header: bytes | bytearray | memoryview, count: int) -> ReplyStat
     return reply
 
 
-def parse_status(data: bytes | bytearray | memoryview) -> BlockStatus:
-    """STATUS.size bytes. Raises FrameError."""
-    (status,) = STATUS.unpack(data)
+def parse_statuses(data: bytes | bytearray | memoryview) -> list[BlockStatus]:
+    """One of each byte. Raises FrameError."""
     try:
-        return BlockStatus(status)
+        return [BlockStatus(status) for status in data]
     except ValueError:
-        raise FrameError(f"a block with unknown status {status}") from None
+        raise FrameError("a block with an unknown status") from None

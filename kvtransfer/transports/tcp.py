@@ -21,13 +21,13 @@ from kvtransfer.memory import PoolMemory
 from kvtransfer.transports import frames
 from kvtransfer.transports.base import Fetched, Want
 from kvtransfer.transports.frames import BlockStatus, FrameError, ReplyStatus
-from kvtransfer.transports.tcp_server import NAME, receive
+from kvtransfer.transports.tcp_server import MAX_RUN_BYTES, NAME, neighbours, receive
 
 __all__ = ["NAME", "TcpConnection"]
 
 CONNECT_SECONDS = 3.0
 BLOCK_SECONDS = 5.0
-"""For the reply's header and for each block: after so long without one, the source is taken for lost."""
+"""For the reply's header and for each run of blocks: after so long without one, the source is taken for lost."""
 MAX_IDLE_SOCKETS = 4
 _FETCHED = {
     BlockStatus.SENT: Fetched.LANDED,
@@ -133,20 +133,21 @@ class TcpConnection:
             case ReplyStatus.MALFORMED:
                 raise TransferRefused(f"the data server at {self._name} finds the request malformed")
             case ReplyStatus.OK:
-                return [self._land(sock, want, gate) for want in wants]
+                return self._land(sock, wants, gate)
 
-    def _land(self, sock: socket.socket, want: Want, gate: Gate) -> Fetched:
-        if gate.closed:
-            raise TransferRefused("the landing was given up")
-        status = frames.parse_status(self._receive(sock, frames.STATUS.size))
-        if status is BlockStatus.SENT:
-            view = self._memory.view(want.destination)
-            into = memoryview(bytearray(self._memory.block_bytes)) if view is None else view
+    def _land(self, sock: socket.socket, wants: Sequence[Want], gate: Gate) -> list[Fetched]:
+        before = frames.parse_statuses(self._receive(sock, len(wants)))
+        coming = [w.destination for w, status in zip(wants, before, strict=True) if status is BlockStatus.SENT]
+        for first, count in neighbours(coming, max(1, MAX_RUN_BYTES // self._memory.block_bytes)):
+            if gate.closed:
+                raise TransferRefused("the landing was given up")
+            view = self._memory.view(first, count)
+            into = memoryview(bytearray(count * self._memory.block_bytes)) if view is None else view
             receive(sock, into, time.monotonic() + self._block_seconds)
             if view is None:
-                self._memory.write(want.destination, into)
-            status = frames.parse_status(self._receive(sock, frames.STATUS.size))
-        return _FETCHED[status]
+                self._memory.write(first, into)
+        after = frames.parse_statuses(self._receive(sock, len(wants)))
+        return [_FETCHED[max(b, a)] for b, a in zip(before, after, strict=True)]
 
     def _receive(self, sock: socket.socket, size: int) -> bytearray:
         data = bytearray(size)

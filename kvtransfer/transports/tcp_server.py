@@ -12,6 +12,7 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Iterator, Sequence
 
 from baton.errors import PortInUse
 from kvtransfer.gate import ReadPermit, ReadPermits
@@ -25,11 +26,14 @@ log = logging.getLogger(__name__)
 NAME = "tcp"
 MAX_CONNECTIONS = 256
 SEND_SECONDS = 5.0
-"""For one block: a reader that is slower holds the source's blocks, so it is dropped."""
+"""For one request: a reader that is slower holds the source's blocks, so it is dropped."""
 REQUEST_SECONDS = 5.0
 """From a request's first byte to its last."""
 IDLE_SECONDS = 60.0
 """Between two requests."""
+MAX_RUN_BYTES = 4 << 20
+"""Sent, and received, in one call at most."""
+_CLOSE_SECONDS = 1.0
 
 
 class TcpServer:
@@ -60,7 +64,7 @@ class TcpServer:
         self._host = advertise_host or host
         self._port: int = self._listener.getsockname()[1]
         self._lock = threading.Lock()
-        self._connections: set[socket.socket] = set()
+        self._connections: dict[socket.socket, threading.Thread] = {}
         self._closing = threading.Event()
         self._acceptor = threading.Thread(target=self._accept, name="kvtransfer-tcp-accept", daemon=True)
         self._acceptor.start()
@@ -73,16 +77,18 @@ class TcpServer:
         return len(self._connections)
 
     def close(self) -> None:
-        """Ends every connection. Sends under way fail at once."""
+        """Ends every connection. Sends under way fail at once, and soon nobody here reads the pool any more."""
         with self._lock:
             if self._closing.is_set():
                 return
             self._closing.set()
-            connections = list(self._connections)
+            connections = dict(self._connections)
         for sock in (self._listener, *connections):
             with contextlib.suppress(OSError):  # it may have ended by itself
                 sock.shutdown(socket.SHUT_RDWR)
-        self._acceptor.join(timeout=1.0)
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        for thread in (self._acceptor, *connections.values()):
+            thread.join(max(0.0, deadline - time.monotonic()))
         self._listener.close()
 
     def _accept(self) -> None:
@@ -95,13 +101,13 @@ class TcpServer:
                 log.warning("the data server could not accept a connection", exc_info=True)
                 self._closing.wait(0.1)  # out of descriptors, most likely: others have to end first
                 continue
+            thread = threading.Thread(target=self._serve, args=(sock,), name="kvtransfer-tcp", daemon=True)
             with self._lock:
                 welcome = not self._closing.is_set() and len(self._connections) < self._max_connections
                 if welcome:
-                    self._connections.add(sock)
-            if welcome:
-                threading.Thread(target=self._serve, args=(sock,), name="kvtransfer-tcp", daemon=True).start()
-            else:
+                    self._connections[sock] = thread
+                    thread.start()  # inside the lock, so that whoever closes can join it
+            if not welcome:
                 sock.close()
 
     def _serve(self, sock: socket.socket) -> None:
@@ -115,7 +121,7 @@ class TcpServer:
             log.debug("a data connection ended: %s", error)
         finally:
             with self._lock:
-                self._connections.discard(sock)
+                self._connections.pop(sock, None)
             sock.close()
 
     def _answer(self, sock: socket.socket) -> bool:
@@ -142,22 +148,36 @@ class TcpServer:
         if permit is None:
             sock.sendall(frames.pack_reply(ReplyStatus.UNKNOWN_TRANSFER, 0))
             return True
-        sock.sendall(frames.pack_reply(ReplyStatus.OK, request.num_blocks), socket.MSG_MORE)
-        for index, generation in frames.parse_wanted(body):
-            self._send_block(sock, permit, index, generation)
+        self._send_blocks(sock, permit, frames.parse_wanted(body))
         return True
 
-    def _send_block(self, sock: socket.socket, permit: ReadPermit, index: int, generation: int) -> None:
+    def _send_blocks(self, sock: socket.socket, permit: ReadPermit, wanted: Sequence[tuple[int, int]]) -> None:
+        deadline = time.monotonic() + self._send_seconds
         with permit.gate.passing() as admitted:
-            if not admitted or not permit.covers(index, generation):  # the set may have ended since the last block
-                sock.sendall(frames.STATUS.pack(BlockStatus.REFUSED))
-            elif self._memory.generation(index) != generation:
-                sock.sendall(frames.STATUS.pack(BlockStatus.STALE))
-            else:
-                sock.sendall(frames.STATUS.pack(BlockStatus.SENT), socket.MSG_MORE)
-                sock.sendall(self._memory.read(index), socket.MSG_MORE)
-                same = self._memory.generation(index) == generation
-                sock.sendall(frames.STATUS.pack(BlockStatus.SENT if same else BlockStatus.STALE))
+            before = [self._status(permit, block) if admitted else BlockStatus.REFUSED for block in wanted]
+            head = frames.pack_reply(ReplyStatus.OK, len(wanted)) + bytes(before)
+            sock.sendall(head, socket.MSG_MORE)
+            sent = [index for (index, _), status in zip(wanted, before, strict=True) if status is BlockStatus.SENT]
+            for first, count in neighbours(sent, max(1, MAX_RUN_BYTES // self._memory.block_bytes)):
+                sock.settimeout(max(0.001, deadline - time.monotonic()))
+                sock.sendall(self._memory.read(first, count))
+            after = bytes(self._status(permit, block) for block in wanted)
+        sock.sendall(after)
+
+    def _status(self, permit: ReadPermit, block: tuple[int, int]) -> BlockStatus:
+        index, generation = block
+        if permit.gate.closed or not permit.covers(index, generation):
+            return BlockStatus.REFUSED
+        return BlockStatus.SENT if self._memory.generation(index) == generation else BlockStatus.STALE
+
+
+def neighbours(indices: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Runs of consecutive numbers as (first, count), none longer than `most`."""
+    start = 0
+    for at in range(1, len(indices) + 1):
+        if at == len(indices) or indices[at] != indices[at - 1] + 1 or at - start == most:
+            yield indices[start], at - start
+            start = at
 
 
 def receive(sock: socket.socket, into: memoryview, deadline: float) -> None:

@@ -12,10 +12,14 @@ import sys
 import grpc.aio
 
 from baton.clock import MonotonicClock
-from baton.config import TransferConfig
 from baton.ids import AttemptId, new_incarnation
 from baton.metrics import Metrics, TransferMetrics
-from kvtransfer import HostMemory, TransferNode
+from baton.v1.transfer_pb2_grpc import add_TransferServicer_to_server
+from kvtransfer import HostMemory, SourceLedger, TransferService
+from kvtransfer.gate import ReadPermits
+from kvtransfer.threads import Threads
+from kvtransfer.transports.shm import shm_endpoint
+from kvtransfer.transports.tcp_server import TcpServer
 from tests.kvtransfer.rig import LAYOUT, SOURCE_ID, fill, take
 
 NUM_BLOCKS = 40
@@ -23,37 +27,40 @@ FIRST_TOKEN = 4242
 
 
 async def main(transport: str) -> None:
-    memory = HostMemory.create(64, LAYOUT.block_bytes)
+    memory, permits, threads = HostMemory.create(64, LAYOUT.block_bytes), ReadPermits(), Threads.create()
+    metrics = TransferMetrics(Metrics())
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
-    node = TransferNode(
+    ledger = SourceLedger(
         memory=memory,
         layout=LAYOUT,
         worker_id=SOURCE_ID,
-        incarnation=new_incarnation(),
         address=f"127.0.0.1:{port}",
-        host="127.0.0.1",
-        config=TransferConfig(transport=transport, lease_seconds=1.0),
+        incarnation=new_incarnation(),
+        lease_seconds=1.0,
         on_terminal=lambda id: print(f"ended {id}", flush=True),
         clock=MonotonicClock(),
-        metrics=TransferMetrics(Metrics()),
+        metrics=metrics,
+        executor=threads.memory,
+        permits=permits,
     )
-    node.add_to(server)
+    endpoint = shm_endpoint(memory) if transport == "shm" else TcpServer(memory, permits).endpoint()
+    add_TransferServicer_to_server(TransferService(ledger, lambda: [endpoint], metrics), server)
     await server.start()
-    node.start()
+    reaper = asyncio.create_task(ledger.run_reaper())
     id = AttemptId("req-1", 0)
     blocks = take(memory, range(10, 10 + NUM_BLOCKS))
     fill(memory, blocks)
-    print(node.ledger.offer(id, blocks, NUM_BLOCKS * 16).to_proto().SerializeToString().hex(), flush=True)
+    print(ledger.offer(id, blocks, NUM_BLOCKS * 16).to_proto().SerializeToString().hex(), flush=True)
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         end = int(line)
         if end < 0:
-            node.ledger.prefilled(id, FIRST_TOKEN)
+            ledger.prefilled(id, FIRST_TOKEN)
         else:
-            node.ledger.seal(id, end)
+            ledger.seal(id, end)
+    reaper.cancel()
     await server.stop(None)
-    await node.close()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from baton.ids import TransferId
 from kvtransfer.transports import frames
 from kvtransfer.transports.base import MAX_FETCH_BLOCKS, Want
 from kvtransfer.transports.frames import BlockStatus, FrameError, ReplyStatus
+from kvtransfer.transports.tcp_server import neighbours
 
 U64 = st.integers(0, 2**64 - 1)
 
@@ -62,11 +64,18 @@ def test_a_reply_is_taken_only_if_it_answers_the_request(status: ReplyStatus, co
             frames.parse_reply(frames.pack_reply(status, count), asked)
 
 
-@given(st.binary(min_size=4, max_size=4))
-def test_a_block_status_is_known_or_refused(data: bytes) -> None:
-    value = int.from_bytes(data, "little")
-    if value in set(BlockStatus):
-        assert frames.parse_status(data) == value
+@given(st.one_of(st.binary(max_size=9), st.lists(st.sampled_from(BlockStatus), max_size=9).map(bytes)))
+def test_block_statuses_are_known_or_refused(data: bytes) -> None:
+    if set(data) <= set(BlockStatus):
+        assert frames.parse_statuses(data) == list(data)
     else:
         with pytest.raises(FrameError):
-            frames.parse_status(data)
+            frames.parse_statuses(data)
+
+
+@given(st.lists(st.integers(0, 30), max_size=30), st.integers(1, 5))
+def test_runs_of_neighbours_say_the_same_as_their_numbers(indices: list[int], most: int) -> None:
+    runs = list(neighbours(indices, most))
+    assert [first + i for first, count in runs for i in range(count)] == indices
+    assert all(1 <= count <= most for _, count in runs)
+    assert all(first + count != following or count == most for (first, count), (following, _) in pairwise(runs))

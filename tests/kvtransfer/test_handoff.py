@@ -22,6 +22,7 @@ from baton.errors import (
 from baton.ids import AttemptId, BlockHash, Generation, Incarnation
 from kvtransfer.landing import Landing
 from kvtransfer.lifetimes import DestinationState, SourceState
+from kvtransfer.memory import HostMemory
 from kvtransfer.transports.fake import FakeNetwork, Faults
 from tests.kvtransfer.rig import LAYOUT, Rig, fill, holds, make_rig, take, until
 
@@ -280,6 +281,20 @@ async def test_a_source_whose_stream_breaks_is_lost_at_once() -> None:
         assert landing.state is DestinationState.FREE
 
 
+async def test_a_source_that_cannot_read_its_own_blocks_ends_the_pull(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(memory: HostMemory, indices: list[int]) -> list[int]:
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr("kvtransfer.source.pool_checksums", fail)
+    async with make_rig(lease_seconds=60) as rig:
+        _, landing = start(rig)
+        with pytest.raises(PeerLost, match="ended the stream before the pull was complete"):
+            await landing.done()
+        assert "device lost" in caplog.text
+
+
 async def test_nobody_at_the_tickets_address_is_a_lost_peer() -> None:
     async with make_rig() as rig:
         id, _, ticket = rig.offer(4)
@@ -391,7 +406,6 @@ async def test_a_write_in_flight_keeps_the_destination_quarantined_until_it_has_
         await landing.drained()
         assert holds(rig.destination, reserved, blocks)  # it did land, where nobody had been let in
         assert landing.state is DestinationState.FREE
-        assert not landing.in_flight
         await idle(rig)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ class StagedMemory:
 
     def read(self, index: int, count: int = 1) -> memoryview:
         data = memoryview(bytes(self.memory.read(index, count)))
-        self.on_read(index)
+        for read in range(index, index + count):
+            self.on_read(read)
         return data
 
     def write(self, index: int, data: memoryview) -> None:
@@ -156,10 +158,6 @@ async def staged_way(request: pytest.FixtureRequest, threads: Threads) -> AsyncI
         yield made
 
 
-def _ignore(_: object) -> None:
-    """A lambda's way of returning nothing."""
-
-
 async def test_any_subset_in_any_order_lands_where_it_is_wanted(way: Way) -> None:
     way.allow(*range(40))
     draw = random.Random(5)
@@ -254,7 +252,7 @@ async def test_what_is_not_offered_is_not_given_out(transport: str, threads: Thr
 
 
 @pytest.mark.parametrize("transport", ["tcp", "fake"])
-async def test_a_set_that_ends_stops_a_fetch_and_waits_for_the_block_under_way(
+async def test_a_set_that_ends_in_the_middle_of_a_fetch_waits_for_it_and_gives_no_more_out(
     transport: str, threads: Threads
 ) -> None:
     async with make_way(transport, threads, True) as way:
@@ -268,8 +266,8 @@ async def test_a_set_that_ends_stops_a_fetch_and_waits_for_the_block_under_way(
 
         way.staged_source.on_read = end
         results = await way.fetch(*[way.want(i, i) for i in range(10)])
-        assert results.count(Fetched.LANDED) == 1
-        assert results.count(Fetched.REFUSED) == 9
+        assert results.count(Fetched.LANDED) <= 1  # the one under way
+        assert results.count(Fetched.REFUSED) >= 9
         await until(lambda: drained == ["drained"])
 
 
@@ -278,11 +276,10 @@ async def test_a_source_that_dies_is_lost_and_the_gate_drains(transport: str, th
     async with make_way(transport, threads, True) as way:
         assert way.kill is not None
         way.allow(*range(50))
-        loop, gate = asyncio.get_running_loop(), Gate()
-        reached = asyncio.Event()
-        way.staged_source.on_read = lambda index: _ignore(loop.call_soon_threadsafe(reached.set))
+        gate, reached = Gate(), threading.Event()
+        way.staged_source.on_read = lambda index: reached.set()
         fetch = asyncio.create_task(way.fetch(*[way.want(i, i) for i in range(50)] * 40, gate=gate))
-        await reached.wait()
+        await until(reached.is_set)
         await way.kill()
         with pytest.raises(PeerLost, match="source"):
             await fetch
