@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 
 from baton import errors
 from baton.rpc import CHANNEL_OPTIONS

@@ -13,8 +13,9 @@ whole chains from the root and drop them from the tail.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
+from typing import Protocol
 
 from baton.errors import InternalError
 from baton.ids import BlockHash, BlockIndex, BlockRef, Generation
@@ -34,20 +35,28 @@ class Hold(IntEnum):
     """A transfer that is over may still write it; nobody may read it."""
 
 
+class Generations(Protocol):
+    """A counter a block: a list, or memory that other processes watch."""
+
+    def __getitem__(self, block: int, /) -> int: ...
+
+    def __setitem__(self, block: int, generation: int, /) -> None: ...
+
+
 class BlockPool:
     def __init__(
         self,
         num_blocks: int,
         *,
         enable_prefix_caching: bool = True,
-        generations: MutableSequence[int] | None = None,
+        generations: Generations | None = None,
         on_take: Callable[[BlockIndex], None] | None = None,
     ) -> None:
         """`generations` is written on every take, so that others can watch it through shared memory. `on_take` is told
         of each block whose old content is void, before its new holder sees it."""
         self.num_blocks = num_blocks
         self._caching = enable_prefix_caching
-        self._generations = [0] * num_blocks if generations is None else generations
+        self._generations: Generations = [0] * num_blocks if generations is None else generations
         self._on_take = on_take
         self._free: deque[BlockIndex] = deque(BlockIndex(i) for i in range(num_blocks))
         self._cached: OrderedDict[BlockIndex, None] = OrderedDict()  # least recently used first

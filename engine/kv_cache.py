@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -66,19 +68,17 @@ def choose_num_blocks(
 ) -> int:
     """`wanted`, or, where that is 0, as many blocks as `max_num_seqs` of full length need, within what memory allows.
 
-    Raises ConfigError if the pool could not hold one sequence of full length.
+    Raises ConfigError where not even one block fits.
     """
-    blocks_per_seq = -(-max_model_len // layout.block_size)
-    if wanted == 0:
-        device = torch.device(device)
-        wanted = min(max_num_seqs * blocks_per_seq, _memory_for_pool(device) // layout.block_bytes)
-    if wanted < blocks_per_seq:
+    if wanted:
+        return wanted
+    device = torch.device(device)
+    room = _memory_for_pool(device)
+    if room < layout.block_bytes:
         raise ConfigError(
-            f"kv_blocks is {wanted}; one request of max_model_len ({max_model_len}) needs {blocks_per_seq} blocks of "
-            f"{layout.block_size} tokens: raise kv_blocks or lower max_model_len",
-            param="kv_blocks",
+            f"{room >> 20} MiB of memory are left on {device}; one KV block takes {layout.block_bytes} bytes"
         )
-    return wanted
+    return min(max_num_seqs * -(-max_model_len // layout.block_size), room // layout.block_bytes)
 
 
 def _memory_for_pool(device: torch.device) -> int:
@@ -87,4 +87,16 @@ def _memory_for_pool(device: torch.device) -> int:
         return int(free * _HEADROOM)
     with open("/proc/meminfo") as meminfo:
         fields = dict(line.split(":", 1) for line in meminfo)
-    return int(int(fields["MemAvailable"].split()[0]) * 1024 * _HOST_SHARE)
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    return int(min(available, _cgroup_room()) * _HOST_SHARE)
+
+
+def _cgroup_room() -> float:
+    """What a container's own limit leaves; infinite without one."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return float("inf")
+    return float("inf") if limit == "max" else max(0, int(limit) - used)
