@@ -1,7 +1,7 @@
 """One worker's session: one channel, one multiplexed stream for all requests. Owns its connection and nothing else.
 
-    CONNECTING ──► STANDING ──► BROKEN ──► CONNECTING …          CLOSED: from anywhere, by `close`
-                └► REFUSED ──► CONNECTING …
+    CONNECTING ──► STANDING ──► BROKEN ──► STANDING …          CLOSED: from anywhere, by `close`
+               └► BROKEN: cannot be reached, or is not a worker that this router can use
 
 A reader task sorts what the worker says into the inboxes of the attempts; a writer task sends what is queued. When the
 stream breaks, every open attempt hears `Lost` at once. A peer that is stopped while its TCP connection stays open is
@@ -39,8 +39,6 @@ class Link(Enum):
     CONNECTING = auto()
     STANDING = auto()
     BROKEN = auto()
-    REFUSED = auto()
-    """The worker is not one that this router can use."""
     CLOSED = auto()
 
 
@@ -170,15 +168,13 @@ class WorkerSession:
                 reason = f"cannot be reached: {_words(error)}"
             except TimeoutError:
                 reason = f"sent no Hello within {self._options.hello_seconds:g} s"
-            except _RefusedPeer as error:
+            except (_RefusedPeer, _StreamEnded) as error:
                 reason = error.args[0]
             except Exception as error:  # a defect in reading must break this session, not end it for good
                 _log.exception("session to worker %s failed", self.name)
                 reason = f"session failed: {error!r}"
-            else:
-                reason = "ended its session"
             stood = self.standing
-            self._broken(Link.REFUSED if self.link is Link.REFUSED else Link.BROKEN, reason)
+            self._broken(reason)
             backoff = self._options.first_backoff_seconds if stood else backoff
             await asyncio.sleep(backoff * random.uniform(0.75, 1.25))
             backoff = min(backoff * 2, self._options.max_backoff_seconds)
@@ -188,18 +184,25 @@ class WorkerSession:
             call: Call = worker_pb2_grpc.WorkerStub(channel).Session()
             try:
                 async with asyncio.timeout(self._options.hello_seconds):
-                    first: Any = await call.read()
-                if first is grpc.aio.EOF:
-                    await self._raise_status(call)
+                    first = await self._receive(call)
                 self._greet(first)
-                writer = asyncio.create_task(self._write(call), name=f"writer {self.peer.key.id}")
-                try:
-                    await self._read(call)
-                finally:
-                    writer.cancel()
-                    await asyncio.gather(writer, return_exceptions=True)
+                await self._serve(call)
             finally:
                 call.cancel()
+
+    async def _serve(self, call: Call) -> None:
+        """Until the stream ends, which it raises."""
+        reader = asyncio.create_task(self._read(call), name=f"reader {self.peer.key.id}")
+        writer = asyncio.create_task(self._write(call), name=f"writer {self.peer.key.id}")
+        try:
+            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            for task in (reader, writer):
+                task.cancel()
+            outcomes = await asyncio.gather(reader, writer, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
 
     def _greet(self, first: worker_pb2.SessionResponse) -> None:
         hello = first.hello
@@ -215,7 +218,6 @@ class WorkerSession:
         else:
             problem = self._accept(self, hello)
         if problem:
-            self._become(Link.REFUSED, problem)
             raise _RefusedPeer(problem)
         self.hello = hello
         self.draining = False
@@ -227,10 +229,7 @@ class WorkerSession:
 
     async def _read(self, call: Call) -> None:
         while True:
-            response: Any = await call.read()
-            if response is grpc.aio.EOF:
-                await self._raise_status(call)
-                return
+            response = await self._receive(call)
             if response.WhichOneof("message") != "step":
                 self.attempts.count_stale("malformed")
                 continue
@@ -243,12 +242,23 @@ class WorkerSession:
                 self.draining = step.draining
                 self._on_change()
 
-    async def _raise_status(self, call: Call) -> None:
+    async def _receive(self, call: Call) -> worker_pb2.SessionResponse:
+        try:
+            response: Any = await call.read()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # How gRPC tells of status CANCELLED, also when it was the peer who said it.
+            raise _StreamEnded("cancelled its session") from None
+        if response is not grpc.aio.EOF:
+            return response  # type: ignore[no-any-return]  # read gives a message or EOF
         code = await call.code()
-        if code is not grpc.StatusCode.OK:
-            raise grpc.aio.AioRpcError(
-                code, await call.initial_metadata(), await call.trailing_metadata(), await call.details()
-            )
+        if code is grpc.StatusCode.OK:
+            raise _StreamEnded("ended its session")
+        raise grpc.aio.AioRpcError(
+            code, await call.initial_metadata(), await call.trailing_metadata(), await call.details()
+        )
 
     async def _write(self, call: Call) -> None:
         try:
@@ -258,15 +268,15 @@ class WorkerSession:
                 self._to_send.clear()
                 await self._to_send.wait()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            call.cancel()  # the reader then sees the end of the call, and why
+            return  # the call is over; the reader sees why
 
-    def _broken(self, link: Link, reason: str) -> None:
+    def _broken(self, reason: str) -> None:
         if self.standing:
             _log.warning("worker %s was lost: %s", self.name, reason)
         elif reason != self.detail:
             _log.info("worker %s %s", self.name, reason)
         self._unsent.clear()
-        self._become(link, reason)
+        self._become(Link.BROKEN, reason)
         self.attempts.lose_all(Lost(f"worker {self.name} was lost: {reason}"))
 
     def _become(self, link: Link, detail: str) -> None:
@@ -277,7 +287,11 @@ class WorkerSession:
 
 
 class _RefusedPeer(Exception):
-    """Ends a session that stood for no request yet."""
+    """The worker is not one that this router can use."""
+
+
+class _StreamEnded(Exception):
+    """The worker ended the stream without an error."""
 
 
 def _id(attempt: AttemptId) -> worker_pb2.AttemptId:

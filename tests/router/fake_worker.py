@@ -94,7 +94,7 @@ class FakeWorker:
         self.draining = False
         self.address = ""
         self._changed = asyncio.Event()
-        self._outs: list[asyncio.Queue[worker_pb2.SessionResponse | None]] = []
+        self._outs: list[asyncio.Queue[worker_pb2.SessionResponse | grpc.StatusCode]] = []
         self._server: grpc.aio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -129,6 +129,10 @@ class FakeWorker:
             server, self._server = self._server, None
             await server.stop(None)
 
+    def end_sessions(self, status: grpc.StatusCode) -> None:
+        for out in self._outs:
+            out.put_nowait(status)
+
     async def until(self, holds: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
             while not holds():
@@ -148,8 +152,9 @@ class FakeWorker:
 
     async def session(
         self, requests: AsyncIterator[worker_pb2.SessionRequest]
-    ) -> AsyncIterator[worker_pb2.SessionResponse]:
-        out: asyncio.Queue[worker_pb2.SessionResponse | None] = asyncio.Queue()
+    ) -> AsyncIterator[worker_pb2.SessionResponse | grpc.StatusCode]:
+        """A status ends it."""
+        out: asyncio.Queue[worker_pb2.SessionResponse | grpc.StatusCode] = asyncio.Queue()
         self._outs.append(out)
         self.sessions += 1
         running: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -167,8 +172,8 @@ class FakeWorker:
         self.say()
         self.noticed()
         try:
-            while (response := await out.get()) is not None:
-                yield response
+            while True:
+                yield await out.get()
         finally:
             self._outs.remove(out)
             for task in [reader, *running.values()]:
@@ -283,4 +288,8 @@ class _Servicer(worker_pb2_grpc.WorkerServicer):
 
     async def Session(self, request_iterator, context):  # type: ignore[no-untyped-def,override]  # gRPC's stub is sync
         async for response in self._worker.session(request_iterator):
+            if response is grpc.StatusCode.OK:
+                return
+            if isinstance(response, grpc.StatusCode):
+                await context.abort(response, "as the test asked for")
             yield response

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import grpc
 import pytest
 
 from baton.errors import DeadlineExceeded, InternalError, Unavailable
@@ -281,6 +282,23 @@ async def test_a_restarted_worker_is_found_again_and_its_old_life_forgotten() ->
         await system.until(lambda: [k.incarnation for k in system.workers.ready()] == [system["U"].incarnation])
         assert (await system.generate("hello")).token_ids == expected_tokens(HELLO, 8)
         assert len(system.workers.sessions()) == 1
+
+
+@pytest.mark.parametrize(
+    "status", [grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL], ids=lambda s: s.name
+)
+async def test_a_worker_that_ended_its_session_is_connected_again(status: grpc.StatusCode) -> None:
+    async def end_once(worker: FakeWorker, submit: worker_pb2.Submit, at: int) -> None:
+        if at == 3:
+            worker.before_token = None
+            worker.end_sessions(status)
+            await asyncio.Event().wait()
+
+    async with running(unified(before_token=end_once)) as system:
+        answered = await system.generate("hello")
+        assert system["U"].sessions == 2
+    assert answered.token_ids == expected_tokens(HELLO, 8)
+    assert answered.finished.timings.resumes == 1
 
 
 async def test_a_worker_that_answers_under_another_name_is_not_used() -> None:
