@@ -8,21 +8,14 @@ from contextlib import asynccontextmanager
 
 import grpc.aio
 
+from baton.rpc import CHANNEL_OPTIONS
+
 _MAX_CHANNELS = 128
-_OPTIONS = (
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    # A peer that came back must not wait for the backoff of another channel to the same address.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.max_receive_message_length", 16 << 20),
-)
 
 
 class _Shared:
     def __init__(self, address: str) -> None:
-        self.channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self.channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self.users = 0
         self.forgotten = False
 

@@ -12,17 +12,22 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 
+import grpc.aio
+
 from baton.clock import Clock
 from baton.errors import HandoffFailed, InternalError, PeerLost, RequestCancelled
 from baton.ids import AttemptId, BlockRef, WorkerId
 from baton.layout import KVLayout
 from baton.metrics import TransferMetrics
+from baton.v1 import transfer_pb2 as pb
+from baton.v1 import transfer_pb2_grpc
 from kvtransfer.channels import Channels
 from kvtransfer.counting import count_state
 from kvtransfer.landing import Landed, Landing
 from kvtransfer.lifetimes import LIVE, DestinationState
 from kvtransfer.memory import PoolMemory
 from kvtransfer.pull import Pull
+from kvtransfer.refusal import refusal_error
 from kvtransfer.threads import Threads
 from kvtransfer.ticket import Ticket
 from kvtransfer.transports.chooser import Connector
@@ -67,6 +72,29 @@ class Puller:
         task.add_done_callback(self._landings.pop)
         landing.run(task)
         return landing
+
+    async def keep(self, ticket: Ticket) -> None:
+        """Keeps an offer alive until cancelled, for a request that waits for blocks to land in. Raises a HandoffFailed
+        once the offer is over, or its source has not answered within the lease."""
+        source = f"{ticket.worker_id} at {ticket.address}"
+        request = pb.KeepRequest(transfer_id=ticket.transfer_id, incarnation=ticket.incarnation)
+        deadline = self._clock.now() + ticket.lease_seconds
+        pause = ticket.lease_seconds / 3
+        while True:
+            await asyncio.sleep(pause)
+            asked = self._clock.now()
+            try:
+                async with self._channels.to(ticket.address) as channel:
+                    answer = await transfer_pb2_grpc.TransferStub(channel).Keep(request, timeout=pause)
+            except grpc.RpcError:
+                if self._clock.now() >= deadline:
+                    raise PeerLost(
+                        f"{source} has not answered within the lease of {ticket.lease_seconds:g} s"
+                    ) from None
+                continue
+            if answer.WhichOneof("message") != "renewed":
+                raise refusal_error(answer.refused, source)
+            deadline = asked + ticket.lease_seconds
 
     async def pull(self, ticket: Ticket, id: AttemptId, destination: Sequence[BlockRef], first_missing: int) -> Landed:
         """`land` and wait. Cancelled, it cancels the landing. Either way, when it ends nobody writes any more."""

@@ -43,8 +43,8 @@ class Refusal(TransferRefused):
         super().__init__(message)
         self.reason = reason
 
-    def to_proto(self) -> pb.PullResponse:
-        return pb.PullResponse(refused=pb.Refused(reason=_TO_WIRE[self.reason], message=self.message))
+    def to_proto(self) -> pb.Refused:
+        return pb.Refused(reason=_TO_WIRE[self.reason], message=self.message)
 
 
 def refusal_error(message: pb.Refused, source: str) -> HandoffFailed:

@@ -81,6 +81,14 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
             announcer.cancel()
             await asyncio.gather(listener, announcer, return_exceptions=True)
 
+    async def Keep(self, request: pb.KeepRequest, context: Any) -> pb.KeepResponse:
+        try:
+            self._ledger.keep(TransferId(request.transfer_id), request.incarnation)
+        except Refusal as refusal:
+            self._metrics.refused.labels(reason=refusal.reason.value).inc()
+            return pb.KeepResponse(refused=refusal.to_proto())
+        return pb.KeepResponse(renewed=pb.Renewed(lease_ms=to_ms(self._ledger.lease_seconds)))
+
     async def _first(self, requests: AsyncIterator[pb.PullRequest]) -> ClaimRequest:
         try:
             message = await asyncio.wait_for(anext(requests), self._claim_seconds)
@@ -142,7 +150,7 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
 
     def _refuse(self, refusal: Refusal) -> pb.PullResponse:
         self._metrics.refused.labels(reason=refusal.reason.value).inc()
-        return refusal.to_proto()
+        return pb.PullResponse(refused=refusal.to_proto())
 
 
 async def _until_hung_up(listening: Awaitable[None]) -> None:

@@ -175,13 +175,16 @@ class SourceLedger:
 
     # --- the puller's side
 
+    def keep(self, transfer_id: TransferId, incarnation: int) -> None:
+        """Renews an offer for a puller that has no room yet and claims nothing until it has. Raises Refusal."""
+        self._check_incarnation(incarnation)
+        offered = self._live(transfer_id)
+        if offered.lifetime.state is SourceState.OFFERED:  # a claim is renewed by its own stream alone
+            offered.deadline = self._new_deadline()
+
     def claim(self, request: ClaimRequest) -> Claimant:
-        """Raises Refusal; then nothing has changed."""
-        if request.incarnation != self.incarnation:
-            raise Refusal(
-                RefusalReason.STALE_INCARNATION,
-                f"the ticket is of incarnation {request.incarnation}, this is {self.incarnation} of {self.worker_id}",
-            )
+        """Raises Refusal; then nothing has changed, but that a set whose time was over is now seen to have ended."""
+        self._check_incarnation(request.incarnation)
         if request.layout_fingerprint != self.layout.fingerprint:
             raise Refusal(
                 RefusalReason.LAYOUT_MISMATCH,
@@ -189,9 +192,7 @@ class SourceLedger:
                 f"{self.layout.fingerprint.hex()} ({self.layout}); "
                 "start both with the same model, dtype and block size",
             )
-        offered = self._sets.get(request.transfer_id)
-        if offered is None:
-            raise self._refusal(request.transfer_id)
+        offered = self._live(request.transfer_id)
         if request.id != offered.ticket.id:
             raise Refusal(
                 RefusalReason.UNKNOWN_TRANSFER,
@@ -204,9 +205,6 @@ class SourceLedger:
             )
         if offered.claimed_by not in (None, request.worker_id):
             raise Refusal(RefusalReason.ALREADY_CLAIMED, f"{offered.claimed_by} pulls the block set already")
-        if self._clock.now() >= offered.deadline:
-            self._end(offered, SourceState.EXPIRED)
-            raise self._refusal(request.transfer_id)
         if offered.lifetime.state is SourceState.OFFERED:
             offered.lifetime.to(SourceState.CLAIMED)
             offered.claimed_by = request.worker_id
@@ -327,6 +325,22 @@ class SourceLedger:
         if not self._sets and not self._draining:
             self._idle.set()
         self._on_terminal(id)
+
+    def _check_incarnation(self, incarnation: int) -> None:
+        if incarnation != self.incarnation:
+            raise Refusal(
+                RefusalReason.STALE_INCARNATION,
+                f"the ticket is of incarnation {incarnation}, this is {self.incarnation} of {self.worker_id}",
+            )
+
+    def _live(self, transfer_id: TransferId) -> _Offered:
+        offered = self._sets.get(transfer_id)
+        if offered is not None and self._clock.now() >= offered.deadline:
+            self._end(offered, SourceState.EXPIRED)
+            offered = None
+        if offered is None:
+            raise self._refusal(transfer_id)
+        return offered
 
     def _current(self, claimant: Claimant) -> _Offered:
         offered = claimant.offered

@@ -207,14 +207,16 @@ async def test_a_block_that_is_reused_in_the_middle_of_its_copy_is_stale(staged_
     way = staged_way
     way.allow(1, 2)
 
-    def reuse(index: int) -> None:
-        way.source.generations[2] += 1
+    def reuse_if(index: int, when: int) -> None:
+        if index == when:
+            way.source.generations[2] += 1
 
-    way.staged_source.on_read = lambda index: reuse(index) if index == 2 else None
     if isinstance(way.connection, ShmConnection):  # which reads without the source's doing
-        way.staged_destination.on_write = reuse
+        way.staged_destination.on_write = lambda index: reuse_if(index, 9)
+    else:
+        way.staged_source.on_read = lambda index: reuse_if(index, 2)
     wants = [way.want(1, 1), way.want(2, 9)]
-    assert (await way.fetch(*wants))[1] is Fetched.STALE
+    assert await way.fetch(*wants) == [Fetched.LANDED, Fetched.STALE]
 
 
 async def test_a_closed_gate_lets_nothing_be_written(way: Way) -> None:
