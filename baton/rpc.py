@@ -16,10 +16,14 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Between Baton's own parts: a prompt of a million tokens and a ticket of all its blocks are far below."""
 
 _KEEPALIVE_MS = 10_000
+_PING_TIMEOUT_MS = 5_000
+"""An unanswered ping ends the connection after so long. Seen with gRPC 1.85: a keepalive ping is timed by ping_timeout,
+60 s unless set, whatever keepalive_timeout says."""
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     # A peer that is stopped or cut off keeps its TCP connection; only an unanswered ping tells.
     ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
+    ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -39,7 +43,8 @@ def server_options(max_receive_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[str
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
+        ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),
         ("grpc.max_receive_message_length", max_receive_bytes),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ]

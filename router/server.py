@@ -15,15 +15,11 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
-from grpc_reflection.v1alpha import reflection
 
 from baton.clock import MonotonicClock
 from baton.config import RouterConfig
-from baton.errors import PortInUse
 from baton.metrics import Metrics, RouterMetrics
-from baton.rpc import LIVENESS
+from baton.rpc import Health, bind, server_options
 from baton.v1 import inference_pb2, inference_pb2_grpc
 from discovery import Directory as RedisDirectory
 from discovery import connect
@@ -37,7 +33,6 @@ from router.workers import Directory, Workers
 
 _log = logging.getLogger(__name__)
 
-SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 _HEALTH_SECONDS = 0.25
 _CLOSE_SECONDS = 1.0
 """For answers on their way when the doors close."""
@@ -70,7 +65,7 @@ class RouterServer:
             load_tokenizer=load_tokenizer,
             clock=clock,
         )
-        self._health = health_aio.HealthServicer()
+        self._health: Health | None = None
         self._closing = AsyncExitStack()
 
     async def start(self) -> None:
@@ -85,25 +80,20 @@ class RouterServer:
         await self._start_http()
         service.http_address = self.http_address
         await self._start_grpc(service)
-        health = asyncio.create_task(self._keep_health(), name="health")
-        self._closing.push_async_callback(_cancelled, health)
 
     async def _start_grpc(self, service: InferenceService) -> None:
-        server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=server_options(self.config))
+        config = self.config
+        options = server_options(config.max_message_bytes)
+        server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=options)
         inference_pb2_grpc.add_InferenceServicer_to_server(service, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
-        host, port = self.config.host, self.config.grpc_port
-        try:
-            bound = server.add_insecure_port(f"{host}:{port}")
-        except RuntimeError as error:
-            raise PortInUse(
-                f"cannot listen on {host}:{port} (--grpc-port): {error}; the port must be free, or 0 to pick one"
-            ) from None
+        self._health = Health(server, [inference_pb2.DESCRIPTOR])
+        await self._health.set(False)
+        port = bind(server, config.host, config.grpc_port)
         await server.start()
         self._closing.push_async_callback(server.stop, _CLOSE_SECONDS)
-        self.grpc_address = f"{host}:{bound}"
+        self.grpc_address = f"{config.host}:{port}"
+        keeping = asyncio.create_task(self._keep_health(self._health), name="health")
+        self._closing.push_async_callback(_cancelled, keeping)
 
     async def _start_http(self) -> None:
         door = await start_http(
@@ -118,19 +108,17 @@ class RouterServer:
         self._closing.push_async_callback(door.stop)
         self.http_address = f"{door.host}:{door.port}"
 
-    async def _keep_health(self) -> None:
-        await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
+    async def _keep_health(self, health: Health) -> None:
         while True:
-            serving = not self.relay.ready()
-            status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-            for name in ("", SERVICE):
-                await self._health.set(name, status)
+            await health.set(not self.relay.ready())
             self._router_metrics.redis_up.set(self.relay.redis_connected)
             await self.workers.wait_change(_HEALTH_SECONDS)
 
     async def drain(self) -> None:
         """Open requests may end; new ones are refused."""
-        await self._health.enter_graceful_shutdown()
+        self.relay.draining = True
+        if self._health is not None:
+            await self._health.set(False)
         if not await self.relay.drain(self.config.drain_seconds):
             _log.warning(
                 "%d requests did not end within %g s (--drain-seconds); they are cut off",
@@ -140,20 +128,6 @@ class RouterServer:
 
     async def stop(self) -> None:
         await self._closing.aclose()
-
-
-def server_options(config: RouterConfig) -> list[tuple[str, int]]:
-    return [
-        ("grpc.so_reuseport", 0),  # a port in use is an error, not a second listener
-        ("grpc.http2.max_ping_strikes", 0),
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.keepalive_time_ms", 20_000),  # finds clients that went away without a word
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.ping_timeout_ms", 10_000),
-        ("grpc.max_receive_message_length", config.max_message_bytes),
-        ("grpc.max_send_message_length", -1),
-    ]
 
 
 async def serve(config: RouterConfig) -> None:

@@ -57,7 +57,7 @@ class SessionOptions:
         return [
             ("grpc.keepalive_time_ms", round(self.keepalive_seconds * 1000)),
             ("grpc.keepalive_timeout_ms", round(self.keepalive_timeout_seconds * 1000)),
-            # What ends a silent connection; without it gRPC gives a ping 60 s, whatever keepalive_timeout_ms says.
+            # What ends a silent connection: gRPC 1.85 gives a ping 60 s otherwise, whatever keepalive_timeout_ms says.
             ("grpc.http2.ping_timeout_ms", round(self.keepalive_timeout_seconds * 1000)),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),

@@ -15,11 +15,13 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from baton.config import RouterConfig, RoutingConfig
 from baton.errors import CheckpointError, PortInUse
+from baton.rpc import LIVENESS
 from baton.v1 import inference_pb2, inference_pb2_grpc
-from router.server import SERVICE, RouterServer
+from router.server import RouterServer
 from tests.router.fake_worker import FakeWorker, expected_tokens
 from tests.router.system import FAST, FakeDirectory, byte_tokenizer, decode, prefill, unified
 
+SERVICE = "baton.v1.Inference"
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -224,6 +226,8 @@ async def test_draining_lets_open_streams_end_and_turns_others_away() -> None:
             await door.generate()
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "shutting down" in refused.value.details()
+        alive = await door.health.Check(health_pb2.HealthCheckRequest(service=LIVENESS))
+        assert alive.status == SERVING
         go_on.set()
         await draining
         assert (await first)[-1].finished.usage.completion_tokens == 8
