@@ -146,7 +146,7 @@ async def test_the_calls_deadline_is_the_requests() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as late:
             await door.generate(timeout=0.3)
         assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert 0 < worker.submits[0].deadline_seconds <= 0.3
+        assert 0 < worker.submits[0].deadline_seconds < 0.35  # gRPC rounds
         await worker.until(lambda: len(worker.cancels) == 1)
 
         worker.before_token = None
