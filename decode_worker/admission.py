@@ -1,18 +1,20 @@
 """When may landed blocks be read? Ties the engine's reservations to landings.
 
-    router:  Submit(RECEIVE) ─► parked, holding nothing ─► Handoff(ticket) ─► AddRequest
+    router:  Submit(RECEIVE) ─► parked, holding nothing ─► Handoff(ticket) ─► AddRequest, and the offer is kept alive
     engine:  Reserved ──► the landing claims, pulls and verifies ──► Commit ──► Tokens… ──► Ended
                           └─ fails: DropLanding ──► Ended(HANDOFF_FAILED); drained: FreeQuarantined
 
-Blocks are reserved before anything is claimed, and only for a ticket, which a lease bounds. So nothing is held here
-while another worker is waited for without an end. A landing that fails is reported, never repaired in silence: the
-router goes on with the request as a new attempt.
+Blocks are reserved before anything is claimed, and only for a ticket, which a lease bounds: nothing is held here while
+another worker is waited for without an end. While there is no room, the offer is kept alive; what takes the room are
+streams that need no other worker, so they end, and no circle of waiting exists. A landing that fails is reported, never
+repaired in silence: the router goes on with the request as a new attempt.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from dataclasses import dataclass
 
 from baton.errors import BatonError, HandoffFailed
@@ -44,6 +46,8 @@ class _Arrival:
 
     request: AddRequest
     ticket: Ticket | None = None
+    keeper: asyncio.Task[None] | None = None
+    """Keeps the offer alive while the request waits for blocks of ours."""
     landing: Landing | None = None
 
 
@@ -57,7 +61,7 @@ class Admission:
         self._puller = puller
         self._send = send
         self._arrivals: dict[AttemptId, _Arrival] = {}
-        self._followers: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def submit(self, task: worker_pb2.Task.ValueType, request: AddRequest) -> None:
         if task == worker_pb2.TASK_LOCAL:
@@ -75,6 +79,7 @@ class Admission:
                 f"the ticket is for {checked.num_tokens} tokens, the request has {len(arrival.request.token_ids)}"
             )
         arrival.ticket = checked
+        arrival.keeper = self._spawn(self._keep(request_id, checked))
         self._send(arrival.request)
 
     def cancel(self, request_id: AttemptId, reason: EndReason, message: str) -> None:
@@ -95,11 +100,10 @@ class Admission:
             return
         if isinstance(event, Reserved):
             assert arrival.ticket is not None, "the engine hears of a request with its ticket"
+            self._stop_keeping(arrival)
             landing = self._puller.land(arrival.ticket, event.id, event.blocks, event.first_missing)
             arrival.landing = landing
-            follower = asyncio.create_task(self._follow(landing))
-            self._followers.add(follower)  # the loop keeps only weak references
-            follower.add_done_callback(self._followers.discard)
+            self._spawn(self._follow(landing))
         elif isinstance(event, Ended):
             if arrival.landing is None:
                 self._let_go(event.id)
@@ -108,6 +112,19 @@ class Admission:
 
     def holds(self, request_id: AttemptId) -> bool:
         return request_id in self._arrivals
+
+    # --- offers
+
+    async def _keep(self, request_id: AttemptId, ticket: Ticket) -> None:
+        try:
+            await self._puller.keep(ticket)
+        except HandoffFailed as error:
+            self.cancel(request_id, EndReason.HANDOFF_FAILED, error.message)
+
+    def _stop_keeping(self, arrival: _Arrival) -> None:
+        if arrival.keeper is not None:
+            arrival.keeper.cancel()
+            arrival.keeper = None
 
     # --- landings
 
@@ -133,9 +150,17 @@ class Admission:
 
     def _let_go(self, request_id: AttemptId) -> None:
         """Nobody writes the request's blocks any more."""
-        if self._arrivals.pop(request_id, None) is not None:
+        arrival = self._arrivals.pop(request_id, None)
+        if arrival is not None:
+            self._stop_keeping(arrival)
             self._send(FreeQuarantined(request_id))
             self._core.let_go(request_id)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # the loop keeps only weak references
+        task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _landed_event(request_id: AttemptId, landed: Landed) -> worker_pb2.RequestEvent:

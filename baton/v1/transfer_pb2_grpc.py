@@ -40,6 +40,11 @@ class TransferStub:
                 request_serializer=baton_dot_v1_dot_transfer__pb2.PullRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_transfer__pb2.PullResponse.FromString,
                 _registered_method=True)
+        self.Keep = channel.unary_unary(
+                '/baton.v1.Transfer/Keep',
+                request_serializer=baton_dot_v1_dot_transfer__pb2.KeepRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_transfer__pb2.KeepResponse.FromString,
+                _registered_method=True)
 
 
 class TransferServicer:
@@ -55,6 +60,14 @@ class TransferServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Keep(self, request, context):
+        """Renews the lease of an offer that nobody has claimed. A puller that waits for room in its own pool says so: until it
+        has reserved blocks it claims nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TransferServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -62,6 +75,11 @@ def add_TransferServicer_to_server(servicer, server):
                     servicer.Pull,
                     request_deserializer=baton_dot_v1_dot_transfer__pb2.PullRequest.FromString,
                     response_serializer=baton_dot_v1_dot_transfer__pb2.PullResponse.SerializeToString,
+            ),
+            'Keep': grpc.unary_unary_rpc_method_handler(
+                    servicer.Keep,
+                    request_deserializer=baton_dot_v1_dot_transfer__pb2.KeepRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_transfer__pb2.KeepResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -92,6 +110,33 @@ class Transfer:
             '/baton.v1.Transfer/Pull',
             baton_dot_v1_dot_transfer__pb2.PullRequest.SerializeToString,
             baton_dot_v1_dot_transfer__pb2.PullResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Keep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Transfer/Keep',
+            baton_dot_v1_dot_transfer__pb2.KeepRequest.SerializeToString,
+            baton_dot_v1_dot_transfer__pb2.KeepResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,10 @@ class TransferStub:
     it is sealed, renews the lease while it pulls, and releases the set. When the stream ends without a release, the
     lease runs out.
     """
+    Keep: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.KeepRequest, _transfer_pb2.KeepResponse]
+    """Renews the lease of an offer that nobody has claimed. A puller that waits for room in its own pool says so: until it
+    has reserved blocks it claims nothing.
+    """
 
 @_typing.type_check_only
 class TransferAsyncStub(TransferStub):
@@ -48,6 +52,10 @@ class TransferAsyncStub(TransferStub):
     """One stream a transfer, opened by the side that pulls. It claims an offered set of blocks, hears of each block as
     it is sealed, renews the lease while it pulls, and releases the set. When the stream ends without a release, the
     lease runs out.
+    """
+    Keep: _aio.UnaryUnaryMultiCallable[_transfer_pb2.KeepRequest, _transfer_pb2.KeepResponse]  # type: ignore[assignment]
+    """Renews the lease of an offer that nobody has claimed. A puller that waits for room in its own pool says so: until it
+    has reserved blocks it claims nothing.
     """
 
 class TransferServicer(metaclass=_abc_1.ABCMeta):
@@ -62,6 +70,16 @@ class TransferServicer(metaclass=_abc_1.ABCMeta):
         """One stream a transfer, opened by the side that pulls. It claims an offered set of blocks, hears of each block as
         it is sealed, renews the lease while it pulls, and releases the set. When the stream ends without a release, the
         lease runs out.
+        """
+
+    @_abc_1.abstractmethod
+    def Keep(
+        self,
+        request: _transfer_pb2.KeepRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_transfer_pb2.KeepResponse, _abc.Awaitable[_transfer_pb2.KeepResponse]]:
+        """Renews the lease of an offer that nobody has claimed. A puller that waits for room in its own pool says so: until it
+        has reserved blocks it claims nothing.
         """
 
 def add_TransferServicer_to_server(servicer: TransferServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

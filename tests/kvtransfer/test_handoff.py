@@ -456,3 +456,15 @@ async def test_a_generation_is_never_taken_for_an_earlier_one() -> None:
         older = tuple(replace(b, generation=Generation(b.generation - 1)) for b in ticket.blocks)
         with pytest.raises(VerifyFailed, match="no longer of generation 0"):
             await rig.puller.pull(replace(ticket, blocks=older), id, rig.reserve(2), 0)
+
+
+async def test_an_offer_is_kept_for_a_puller_without_room_until_its_source_gives_it_up() -> None:
+    async with make_rig("shm", lease_seconds=0.3) as rig:
+        id, _, ticket = rig.offer(4)
+        keeping = asyncio.create_task(rig.puller.keep(ticket))
+        await asyncio.sleep(1.0)  # three leases
+        assert rig.ledger.counts() == {SourceState.OFFERED: 1}
+        rig.ledger.abort(id)
+        with pytest.raises(HandoffFailed, match="gave the request up"):
+            await keeping
+        await idle(rig)

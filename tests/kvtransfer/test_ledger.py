@@ -70,6 +70,14 @@ class Book:
         return caught.value
 
 
+def kept(book: Book, ticket: Ticket) -> bool:
+    try:
+        book.ledger.keep(ticket.transfer_id, ticket.incarnation)
+    except Refusal:
+        return False
+    return True
+
+
 def claim_of(ticket: Ticket, first_block: int = 0, worker_id: WorkerId = PULLER_ID) -> ClaimRequest:
     return ClaimRequest(
         ticket.transfer_id, ticket.incarnation, ticket.id, ticket.layout_fingerprint, first_block, worker_id
@@ -81,6 +89,31 @@ async def book() -> Any:
     made = Book()
     yield made
     made.executor.shutdown()
+
+
+async def test_an_offer_that_is_kept_outlives_its_lease_and_no_longer(book: Book) -> None:
+    _, ticket = book.offer()
+    for _ in range(3):
+        book.clock.advance(LEASE * 0.9)
+        assert kept(book, ticket)
+        book.ledger.reap()
+    assert book.ledger.counts() == {SourceState.OFFERED: 1}
+    book.clock.advance(LEASE)
+    assert not kept(book, ticket)
+    assert book.terminal == [ticket.id]
+
+
+async def test_keeping_renews_no_claim_and_no_strangers_offer(book: Book) -> None:
+    _, ticket = book.offer()
+    stranger = replace(ticket, incarnation=Incarnation(ticket.incarnation + 2))
+    assert not kept(book, stranger)
+    assert not kept(book, replace(ticket, transfer_id=TransferId(bytes(16))))
+    book.ledger.claim(claim_of(ticket))
+    book.clock.advance(LEASE * 0.9)
+    assert kept(book, ticket)
+    book.clock.advance(LEASE * 0.2)
+    book.ledger.reap()
+    assert book.terminal == [ticket.id], "the claimant did not renew"
 
 
 async def test_an_offer_that_nobody_claims_expires_by_the_holders_own_clock(book: Book) -> None:

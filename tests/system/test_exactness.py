@@ -53,12 +53,13 @@ async def test_64_requests_at_once_equal_transformers(
 ) -> None:
     prompts = mixed_prompts()
     # 3,012 tokens are 189 blocks: one long request fits, and all others must make room.
-    flags = ["--kv-blocks=224", f"--transport={transport}", "--max-num-batched-tokens=512"]
+    flags = ["--kv-blocks=224", f"--transport={transport}", "--max-num-batched-tokens=512", "--lease-seconds=2"]
     async with system(checkpoint(family), tmp_path / "log", *flags) as running:
         answers = await asyncio.gather(*(ask(running, prompt) for prompt in prompts))
         await running.assert_idle()
         assert await running.metric("vllm:num_preemptions_total") > 0, "the pool was meant to be too small"
         assert await running.metric("baton_kv_transfer_bytes_total", transport=transport) > 0
+        assert await running.metric("baton_requests_resumed_total") == 0, "offers are kept while there is no room"
         assert await running.metric("baton_kv_verify_failures_total") == 0
     for prompt, answer in zip(prompts, answers, strict=True):
         assert len(answer.token_ids) == output_of(prompt)
