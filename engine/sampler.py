@@ -23,6 +23,7 @@ _SHIFT_32 = np.uint64(32)
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
 _ROUNDS = 10
+_LEAST_TEMPERATURE = 1e-6  # below it float32 rounds the others' mass to nothing anyway
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,8 @@ def probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     def column(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32).to(logits.device)[:, None]
 
-    logits = logits / column([p.temperature for p in params])
+    logits = logits - logits.amax(dim=-1, keepdim=True)  # the best at 0, so that no temperature makes it infinite
+    logits = logits / column([max(p.temperature, _LEAST_TEMPERATURE) for p in params])
     vocab_size = logits.shape[-1]
     limited = [row for row, p in enumerate(params) if 0 < p.top_k < vocab_size]
     if limited:

@@ -14,6 +14,16 @@ from typing import Any
 from baton.errors import CheckpointError
 from engine.models.spec import ModelSpec, RopeKind, RopeSpec
 
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
+
 
 @dataclass(frozen=True)
 class Family:
@@ -73,6 +83,10 @@ def model_spec(config: Any, architecture: str) -> ModelSpec:
         raise CheckpointError(
             "config.json: quantization_config is set; weights in float32, bfloat16 or float16 are served"
         )
+    for name in _SIZES:
+        size = getattr(config, name)
+        if not isinstance(size, int) or size < 1:
+            raise CheckpointError(f"config.json: {name} is {size!r}; it must be a positive number")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if config.num_attention_heads % config.num_key_value_heads:
         raise CheckpointError(
@@ -80,6 +94,8 @@ def model_spec(config: Any, architecture: str) -> ModelSpec:
             f"num_key_value_heads ({config.num_key_value_heads})"
         )
     sliding = family.sliding_layers(config)
+    if any(sliding) and config.sliding_window < 1:
+        raise CheckpointError(f"config.json: sliding_window is {config.sliding_window}; it must be at least 1")
     if len(sliding) != config.num_hidden_layers:
         raise CheckpointError(
             f"config.json: layer_types names {len(sliding)} layers; num_hidden_layers is {config.num_hidden_layers}"

@@ -160,6 +160,8 @@ def test_remote_code_is_refused_and_not_run(llama: Path) -> None:
         ({"quantization_config": {"quant_method": "gptq"}}, ["quantization_config"]),
         ({"num_key_value_heads": 3}, ["num_attention_heads is 4", "multiple of num_key_value_heads (3)"]),
         ({"head_dim": 15}, ["even", "`head_dim`=15"]),
+        ({"num_hidden_layers": 0}, ["num_hidden_layers is 0", "positive"]),
+        ({"vocab_size": -1}, ["vocab_size is -1", "positive"]),
         ({"hidden_size": "wide"}, ["config.json", "no valid llama config"]),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, ["rope_type is 'dynamic'"]),
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, ["factor"]),
@@ -172,6 +174,16 @@ def test_remote_code_is_refused_and_not_run(llama: Path) -> None:
 def test_configs_that_are_not_served_are_refused(fields: dict[str, Any], parts: list[str], llama: Path) -> None:
     edit_json(llama / "config.json", **fields)
     _refused(llama, *parts)
+
+
+def test_layers_that_are_not_served_are_refused(tmp_path: Path) -> None:
+    path = build_checkpoint("qwen2", tmp_path, tokenizer=False)
+    edit_json(path / "config.json", sliding_window=-3)
+    _refused(path, "sliding_window is -3", "at least 1")
+    edit_json(path / "config.json", sliding_window=8, layer_types=["full_attention", "chunked_attention"])
+    _refused(path, "config.json")
+    edit_json(path / "config.json", layer_types=["full_attention"])
+    _refused(path, "config.json")
 
 
 def test_missing_tensors_are_named(llama: Path) -> None:

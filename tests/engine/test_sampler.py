@@ -121,6 +121,13 @@ def test_ending_tokens_wait_for_min_tokens() -> None:
     assert token(0, ignore_eos=True) == 1, "with ignore_eos the end-of-sequence token is one like any other"
     assert token(0, temperature=0.01, seed=0) == 3
     assert token(0, stop_token_ids=()) == 2
+    assert token(0, stop_token_ids=(), ignore_eos=True) == 1, "nothing ends the answer, so nothing has to wait"
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-30, 1e-7])
+def test_a_temperature_next_to_nothing_takes_the_best(temperature: float) -> None:
+    logits = torch.tensor([-20.0, 30.0, 29.9, 0.0])
+    assert {_draw(logits, replace(RANDOM, temperature=temperature), position) for position in range(50)} == {1}
 
 
 def test_seeded_streams_are_the_same_alone_in_a_batch_and_after_preemption(
