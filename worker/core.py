@@ -96,6 +96,11 @@ class WorkerCore:
         self._all_over.set()
         self._role = make_role(self)
 
+    @property
+    def open_attempts(self) -> list[AttemptId]:
+        """Those that have not ended, or whose blocks another worker may still read or write."""
+        return list(self._attempts)
+
     # --- what routers say
 
     def open_session(self, session: Session) -> None:

@@ -55,13 +55,17 @@ class Session:
         self._closed = True
         self._wake.set()
 
+    def take(self) -> worker_pb2.Step | None:
+        """What has been put since the last call."""
+        step, self._next = self._next, None
+        return step
+
     async def steps(self) -> AsyncIterator[worker_pb2.Step]:
         """Until the session is closed."""
         while not self._closed:
             await self._wake.wait()
             self._wake.clear()
-            step, self._next = self._next, None
-            if step is not None:
+            if (step := self.take()) is not None:
                 yield step
 
 

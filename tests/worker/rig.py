@@ -1,0 +1,164 @@
+"""A worker without sockets: real core, role, scheduler and landings; a scripted model, a puller that does as told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from baton.errors import HandoffFailed
+from baton.hashing import block_hashes, root_hash
+from baton.ids import AttemptId, BlockHash, BlockIndex, BlockRef, Generation, Incarnation, TransferId, WorkerId
+from baton.metrics import Metrics, RequestMetrics, WorkerMetrics
+from baton.sampling import SamplingParams
+from baton.v1 import transfer_pb2, worker_pb2
+from engine.block_pool import BlockPool
+from engine.engine import Engine
+from engine.messages import Command
+from engine.scheduler import Scheduler, SchedulerLimits
+from kvtransfer.landing import Landed, Landing
+from kvtransfer.ticket import Ticket
+from tests.engine.scripted_runner import VOCAB, ScriptedRunner, next_token
+from worker.core import WorkerCore
+from worker.role import Role, SendCommand
+from worker.session import Session
+
+BLOCK = 4
+FINGERPRINT = b"model"
+
+
+class Rig:
+    """Steps are taken by hand: `turn` does what the engine's thread does between two sleeps."""
+
+    def __init__(self, make_role: Callable[[WorkerCore, SendCommand, Rig], Role], blocks: int = 32) -> None:
+        self.runner = ScriptedRunner(BLOCK)
+        self.pool = BlockPool(blocks, on_take=self.runner.on_take)
+        limits = SchedulerLimits(BLOCK, 4, 16, 64, frozenset(), FINGERPRINT)
+        self.engine = Engine(Scheduler(self.pool, limits), self.runner)
+        self.commands: list[Command] = []
+        self.metrics = Metrics()
+        self.core = WorkerCore(
+            lambda core: make_role(core, self.commands.append, self),
+            vocab_size=VOCAB,
+            block_events=None,
+            request_metrics=RequestMetrics(self.metrics, "m"),
+            metrics=WorkerMetrics(self.metrics),
+        )
+        self.session = Session()
+        self.core.open_session(self.session)
+        self.told: list[worker_pb2.RequestEvent] = []
+
+    async def turn(self, steps: int = 1) -> None:
+        """Commands in, a step, events out, and whatever the event loop then has to do."""
+        for _ in range(steps):
+            commands, self.commands[:] = list(self.commands), []
+            for command in commands:
+                self.engine.handle(command)
+            self.engine.step()
+            self.core.on_engine_events(self.engine.drain_events(), self.engine.load())
+            for _ in range(5):
+                await asyncio.sleep(0)
+            self._listen()
+
+    async def settle(self) -> None:
+        await self.turn(60)
+        assert not self.commands
+
+    def _listen(self) -> None:
+        step = self.session.take()
+        if step is not None:
+            self.told += step.events
+
+    def say(self, **message: object) -> None:
+        self.core.receive(self.session, worker_pb2.SessionRequest(**message))
+        self._listen()
+
+    def submit(
+        self, task: int, prompt: Sequence[int], attempt: int = 0, deadline: float = 0, count: int = 5
+    ) -> AttemptId:
+        sampling = SamplingParams(max_tokens=count, seed=0, ignore_eos=True)
+        message = worker_pb2.Submit(
+            id=proto_id(attempt),
+            task=task,  # type: ignore[arg-type]  # tests also send tasks that there are not
+            token_ids=prompt,
+            num_prompt_tokens=len(prompt),
+            sampling=sampling.to_proto(),
+            deadline_seconds=deadline,
+        )
+        self.say(submit=message)
+        return AttemptId("r", attempt)
+
+    def events(self, kind: str) -> list[worker_pb2.RequestEvent]:
+        return [event for event in self.told if event.WhichOneof("event") == kind]
+
+    def tokens(self) -> list[int]:
+        got: list[int] = []
+        for event in self.events("tokens"):
+            assert event.tokens.index == len(got)
+            got += event.tokens.token_ids
+        return got
+
+    def end(self) -> int:
+        """The reason of the one terminal reply."""
+        ended = self.events("ended")
+        assert len(ended) == 1, f"{len(ended)} terminal replies"
+        return ended[0].ended.reason
+
+    def assert_idle(self) -> None:
+        counts = self.pool.counts()
+        assert counts.total == self.pool.num_blocks
+        assert counts.active == counts.offered == counts.landing == counts.quarantined == 0, counts
+        assert not self.core.open_attempts, "an attempt is remembered for ever"
+
+
+def proto_id(attempt: int = 0) -> worker_pb2.AttemptId:
+    return worker_pb2.AttemptId(request_id="r", attempt=attempt)
+
+
+@dataclass
+class ScriptedPuller:
+    """Lands what it is told to, when it is told to."""
+
+    rig: Rig
+    landings: list[Landing] = field(default_factory=list)
+    reserved: list[Sequence[BlockRef]] = field(default_factory=list)
+    kept: list[Ticket] = field(default_factory=list)
+    offer_over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def land(self, ticket: Ticket, id: AttemptId, destination: Sequence[BlockRef], first_missing: int) -> Landing:
+        landing = Landing(id, lambda old, new: None)
+        self.landings.append(landing)
+        self.reserved.append(destination[first_missing:])
+        return landing
+
+    async def keep(self, ticket: Ticket) -> None:
+        self.kept.append(ticket)
+        await self.offer_over.wait()
+        raise HandoffFailed("the offer is over")
+
+    def commit(self, prompt: Sequence[int]) -> None:
+        """The blocks have landed and are verified."""
+        landing, blocks = self.landings[-1], self.reserved[-1]
+        missing = -(-len(prompt) // BLOCK) - len(blocks)
+        for position in range(missing * BLOCK, len(prompt)):
+            block = blocks[position // BLOCK - missing]
+            self.rig.runner.kv[block.index][position % BLOCK] = prompt[position]
+        if landing.state.value == "reserved":
+            landing.land()
+        assert landing.verify()
+        landing.commit(Landed(next_token(list(prompt)), len(blocks), 64 * len(blocks), 0.001, "shm"))
+
+
+def ticket_for(prompt: Sequence[int], attempt: int = 0) -> transfer_pb2.Ticket:
+    hashes = block_hashes(root_hash(FINGERPRINT), prompt, BLOCK, partial=True)
+    return Ticket(
+        transfer_id=TransferId(bytes(range(16))),
+        worker_id=WorkerId("p"),
+        address="127.0.0.1:1",
+        incarnation=Incarnation(7),
+        layout_fingerprint=bytes(16),
+        blocks=tuple(BlockRef(BlockIndex(i), Generation(1), BlockHash(h)) for i, h in enumerate(hashes)),
+        lease_seconds=10,
+        num_tokens=len(prompt),
+        id=AttemptId("r", attempt),
+    ).to_proto()
