@@ -1,5 +1,11 @@
 """Chooses tokens from logits. What a row draws depends on its logits, its parameters, its seed and its position only:
 not on the batch, on this worker, or on what was drawn before.
+
+A token is drawn by a race: token i arrives after E_i / p_i, with E_i exponentially distributed, and the first to arrive
+is drawn; it is token i with probability p_i / sum(p). E_i comes from a counter-based generator keyed by (seed, position,
+token). So rounding, which differs from batch to batch, changes a draw only where two tokens arrive together, or where a
+token on the edge of top-k or top-p is itself the first. Inverting the distribution function would be cheaper, but there
+a token on the edge moves all others: in a test of 12,800 draws one fell the other way in another batch.
 """
 
 from __future__ import annotations
@@ -7,22 +13,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from baton.sampling import SamplingParams
 
-Words = npt.NDArray[np.uint64]
-
-_LOW_32 = np.uint64(0xFFFFFFFF)
-_SHIFT_32 = np.uint64(32)
+_LOW_32 = 0xFFFFFFFF
 # Multipliers and Weyl increments of Philox-4x32: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as
 # 1, 2, 3", SC 2011.
-_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-_WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+_WORDS = 4
+"""Random words of one counter: four neighbouring tokens share it."""
 _LEAST_TEMPERATURE = 1e-6  # below it float32 rounds the others' mass to nothing anyway
 
 
@@ -60,31 +63,28 @@ class Sampler:
         return [*eos, *params.stop_token_ids]
 
 
-def philox(counter: Words, key: Words) -> Words:
-    """Philox-4x32-10: counters `[4, n]` and keys `[2, n]`, 32-bit words in uint64, to random words `[4, n]`."""
+def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
+    """Philox-4x32-10: four counter words and two key words, each int64 `[n]` holding 32 bits, to words `[n, 4]`."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        product0, product1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]  # wrap around, which keeps all 64 bits
         c0, c1, c2, c3 = (
-            (product1 >> _SHIFT_32) ^ c1 ^ k0,
+            (product1 >> 32 & _LOW_32) ^ c1 ^ k0,
             product1 & _LOW_32,
-            (product0 >> _SHIFT_32) ^ c3 ^ k1,
+            (product0 >> 32 & _LOW_32) ^ c3 ^ k1,
             product0 & _LOW_32,
         )
-        k0, k1 = (k0 + _WEYL[0]) & _LOW_32, (k1 + _WEYL[1]) & _LOW_32
-    return np.stack((c0, c1, c2, c3))
+        k0, k1 = k0 + _WEYL[0] & _LOW_32, k1 + _WEYL[1] & _LOW_32
+    return torch.stack((c0, c1, c2, c3), dim=-1)
 
 
-def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.float64]:
-    """One number in [0, 1), 53 random bits, for each pair of a 64-bit seed (the key) and a position (the counter)."""
-    seed, position = np.array(seeds, dtype=np.uint64), np.array(positions, dtype=np.uint64)
-    zero = np.zeros_like(position)
-    counter = np.stack((position & _LOW_32, position >> _SHIFT_32, zero, zero))
-    words = philox(counter, np.stack((seed & _LOW_32, seed >> _SHIFT_32)))
-    bits = (words[0] << _SHIFT_32) | words[1]
-    uniform: npt.NDArray[np.float64] = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return uniform
+def uniforms(seeds: Tensor, positions: Tensor, quads: Tensor) -> Tensor:
+    """Numbers in (0, 1), float64 `[n, 4]`: for seed, position and quad of tokens, each int64 `[n]`. Tokens 4 q to
+    4 q + 3 are quad q. A seed's 64 bits are those of its two's complement."""
+    counter = (positions & _LOW_32, positions >> 32 & _LOW_32, quads, torch.zeros_like(quads))
+    words = philox(counter, (seeds & _LOW_32, seeds >> 32 & _LOW_32))
+    return (words.to(torch.float64) + 0.5) * 2.0**-32
 
 
 def probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
@@ -117,17 +117,22 @@ def probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
 
 
 def _draw(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
-    """By the inverse of the distribution function over the vocabulary in its order."""
-    seeds = []
-    for draw in draws:
-        assert draw.params.seed is not None, f"no seed for temperature {draw.params.temperature}"
-        seeds.append(draw.params.seed)
-    uniform = torch.from_numpy(uniforms(seeds, [draw.position for draw in draws])).to(logits.device)
-    cumulative = probabilities(logits, [draw.params for draw in draws]).to(torch.float64).cumsum(dim=-1)
-    total = cumulative[:, -1:].contiguous()
-    # The first token whose cumulative mass exceeds the target has mass of its own. Rounding could put the target
-    # at the very total; then it is the first token that reaches the total.
-    token_ids = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
-    last = torch.searchsorted(cumulative, total)
-    drawn: list[int] = torch.minimum(token_ids, last)[:, 0].tolist()
-    return drawn
+    """The winners of the races; only tokens of some probability take part."""
+    probs = probabilities(logits, [draw.params for draw in draws])
+    num_rows, vocab_size = probs.shape
+    quads = torch.nn.functional.pad(probs, (0, -vocab_size % _WORDS)).view(num_rows, -1, _WORDS)
+    rows, racing = (quads > 0).any(dim=-1).nonzero(as_tuple=True)
+    seeds = torch.tensor([_signed(draw) for draw in draws], device=probs.device)
+    positions = torch.tensor([draw.position for draw in draws], device=probs.device)
+    times = -uniforms(seeds[rows], positions[rows], racing).log()
+    speeds = torch.zeros(quads.shape, dtype=torch.float64, device=probs.device)
+    speeds[rows, racing] = quads[rows, racing].to(torch.float64) / times
+    winners: list[int] = speeds.view(num_rows, -1).argmax(dim=-1).tolist()
+    return winners
+
+
+def _signed(draw: Draw) -> int:
+    """The seed's 64 bits as torch's int64 holds them."""
+    seed = draw.params.seed
+    assert seed is not None, f"no seed for temperature {draw.params.temperature}"
+    return seed - 2**64 if seed >= 2**63 else seed
