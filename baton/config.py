@@ -33,7 +33,7 @@ class ModelConfig:
         0, "longest prompt and answer together, in tokens; 0: the model's own limit", **_POSITIVE_OR_AUTO
     )
     device: str = setting("auto", "auto: cuda where there is one", choices=DEVICES)
-    threads: int = setting(0, "CPU threads for torch; 0: share the cores out", **_POSITIVE_OR_AUTO)
+    threads: int = setting(0, "CPU threads for torch; 0: all cores, which `baton up` shares out", **_POSITIVE_OR_AUTO)
 
 
 @dataclass(frozen=True)

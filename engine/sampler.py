@@ -2,10 +2,10 @@
 not on the batch, on this worker, or on what was drawn before.
 
 A token is drawn by a race: token i arrives after E_i / p_i, with E_i exponentially distributed, and the first to arrive
-is drawn; it is token i with probability p_i / sum(p). E_i comes from a counter-based generator keyed by (seed, position,
-token). So rounding, which differs from batch to batch, changes a draw only where two tokens arrive together, or where a
-token on the edge of top-k or top-p is itself the first. Inverting the distribution function would be cheaper, but there
-a token on the edge moves all others: in a test of 12,800 draws one fell the other way in another batch.
+is drawn; it is token i with probability p_i / sum(p). E_i comes from a counter-based generator keyed by seed, position
+and token. So rounding, which differs from batch to batch, changes a draw only where two tokens arrive together, or
+where a token on the edge of top-k or top-p is itself the first. Inverting the distribution function would be cheaper,
+but there a token on the edge moves all others: in a test of 12,800 draws one fell the other way in another batch.
 """
 
 from __future__ import annotations
