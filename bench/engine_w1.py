@@ -29,7 +29,7 @@ from baton.ids import AttemptId
 from baton.metrics import EngineMetrics, Metrics
 from baton.sampling import SamplingParams
 from engine.engine import Engine
-from engine.messages import AddRequest, Ended, EndReason, Tokens, Way
+from engine.messages import AddRequest, Ended, EndReason, Task, Tokens
 from worker.build import build, load
 
 BENCH = Path(__file__).parent
@@ -68,7 +68,7 @@ class OwnEngine:
         for index, job in enumerate(jobs):
             sampling = SamplingParams(max_tokens=job.max_tokens, ignore_eos=True, seed=0)
             request = AttemptId(f"{self._batches}-{index}", 0)
-            self.engine.handle(AddRequest(request, Way.GENERATE, tuple(job.prompt), len(job.prompt), sampling))
+            self.engine.handle(AddRequest(request, Task.LOCAL, tuple(job.prompt), len(job.prompt), sampling))
         generated, ended = 0, 0
         while ended < len(jobs):
             self.engine.step()

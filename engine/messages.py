@@ -1,9 +1,9 @@
 """What others say to the engine, and what it says back: all there is between its thread and the rest.
 
-Commands go in through `EngineThread.send`, events come out in one batch a step. A request takes one of three
-ways:
+Commands go in through `EngineThread.send`, events come out in one batch a step. A request has one of
+three tasks:
 
-GENERATE   AddRequest ────────────────────────────► Tokens… ► Ended
+LOCAL      AddRequest ────────────────────────────► Tokens… ► Ended
 PREFILL    AddRequest ► Offered ► Sealed… ────────► Tokens  ► Ended(PREFILLED)     ReleaseOffer ► (blocks go)
 RECEIVE    AddRequest ► Reserved                            Commit ► Tokens… ► Ended
                         └ or DropLanding(in_flight) ► Ended; FreeQuarantined ► (blocks go)
@@ -21,10 +21,10 @@ from baton.ids import AttemptId, BlockHash, BlockRef
 from baton.sampling import SamplingParams
 
 
-class Way(Enum):
-    """What is to become of a request here."""
+class Task(Enum):
+    """What is to be done with a prompt here."""
 
-    GENERATE = "generate"
+    LOCAL = "local"
     """Compute the prompt, decode to the end."""
     PREFILL = "prefill"
     """Compute the prompt, sample one token, hold the blocks for whoever comes for them."""
@@ -51,7 +51,7 @@ class EndReason(Enum):
 @dataclass(frozen=True, slots=True)
 class AddRequest:
     id: AttemptId
-    way: Way
+    task: Task
     token_ids: tuple[int, ...]
     """The prompt, and behind it what earlier attempts generated."""
     num_prompt_tokens: int

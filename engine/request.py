@@ -7,12 +7,12 @@ from enum import Enum
 
 from baton.hashing import chain_hash
 from baton.ids import AttemptId, BlockHash, BlockIndex
-from engine.messages import AddRequest, Way
+from engine.messages import AddRequest, Task
 
 
 class Phase(Enum):
     """
-    WAITING ► RUNNING ► ended             GENERATE, PREFILL
+    WAITING ► RUNNING ► ended             LOCAL, PREFILL
        ▲         │ preempted
        └─────────┘
     WAITING ► RECEIVING ► RUNNING ► ended     RECEIVE; once committed it is like any other
@@ -50,8 +50,8 @@ class Request:
         return self.add.id
 
     @property
-    def way(self) -> Way:
-        return self.add.way
+    def task(self) -> Task:
+        return self.add.task
 
     @property
     def num_uncomputed(self) -> int:

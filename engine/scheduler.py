@@ -35,8 +35,8 @@ from engine.messages import (
     ReleaseOffer,
     Reserved,
     Sealed,
+    Task,
     Tokens,
-    Way,
 )
 from engine.plan import NewSequence, ScheduledSequence, StepPlan, StepResult
 from engine.request import Phase, Request
@@ -173,7 +173,7 @@ class Scheduler:
     def _youngest_preemptible(self) -> Request | None:
         planned = {request.slot for request, _ in self._planned}
         for request in reversed(self._running):
-            if request.way is not Way.PREFILL and request.slot not in planned:
+            if request.task is not Task.PREFILL and request.slot not in planned:
                 return request
         return None
 
@@ -185,7 +185,7 @@ class Scheduler:
 
     def _receives(self, request: Request) -> bool:
         """Whether another worker computes the request's prompt. Once preempted, it is computed here."""
-        return request.way is Way.RECEIVE and request.num_cached is None
+        return request.task is Task.RECEIVE and request.num_cached is None
 
     def _admit(self, request: Request) -> bool:
         """Gives the head of the queue its blocks, and a slot if it can run. False: it stays, holding nothing."""
@@ -199,7 +199,7 @@ class Scheduler:
             # One token has to be computed to draw the next from, unless another worker draws it.
             reusable_tokens=len(request.tokens) - (0 if receives else 1),
             # What starts without room to grow would be preempted at once.
-            growth=0 if request.way is Way.PREFILL or idle else 1,
+            growth=0 if request.task is Task.PREFILL or idle else 1,
         )
         if not reserved:
             return False
@@ -214,7 +214,7 @@ class Scheduler:
             self._events.append(Reserved(request.id, self._holdings.refs(request), request.num_hit_blocks))
             return True
         self._start_running(request)
-        if request.way is Way.PREFILL and first_time:
+        if request.task is Task.PREFILL and first_time:
             self._offer(request)
         return True
 
@@ -242,7 +242,7 @@ class Scheduler:
 
     def _computed(self, request: Request, num_tokens: int) -> None:
         self._holdings.computed(request, num_tokens)
-        if request.way is Way.PREFILL:
+        if request.task is Task.PREFILL:
             done = num_tokens == len(request.tokens)
             end = len(request.blocks) if done else num_tokens // self.limits.block_size
             self._events.append(Sealed(request.id, end))
@@ -252,7 +252,7 @@ class Scheduler:
         request.tokens.append(token_id)
         self._events.append(Tokens(request.id, index, (token_id,), request.num_cached or 0))
         reason = self._end_reason(request, token_id)
-        if reason is None and request.way is Way.PREFILL:
+        if reason is None and request.task is Task.PREFILL:
             reason = EndReason.PREFILLED
         if reason is not None:
             self._end(request, reason)

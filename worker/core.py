@@ -29,18 +29,18 @@ from engine.messages import (
     EndReason,
     Event,
     Load,
+    Task,
     Tokens,
-    Way,
 )
 from worker.role import Role
 from worker.session import Session
 
 log = logging.getLogger(__name__)
 
-_WAYS = {
-    worker_pb2.TASK_PREFILL: Way.PREFILL,
-    worker_pb2.TASK_RECEIVE: Way.RECEIVE,
-    worker_pb2.TASK_LOCAL: Way.GENERATE,
+_TASKS = {
+    worker_pb2.TASK_PREFILL: Task.PREFILL,
+    worker_pb2.TASK_RECEIVE: Task.RECEIVE,
+    worker_pb2.TASK_LOCAL: Task.LOCAL,
 }
 _END_REASONS = {
     EndReason.STOP: worker_pb2.END_REASON_STOP,
@@ -182,7 +182,7 @@ class WorkerCore:
         sampling.check(self._vocab_size)
         return AddRequest(
             id=request_id,
-            way=_WAYS[submit.task],
+            task=_TASKS[submit.task],
             token_ids=token_ids,
             num_prompt_tokens=submit.num_prompt_tokens,
             sampling=sampling,

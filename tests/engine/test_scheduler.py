@@ -28,8 +28,8 @@ from engine.messages import (
     ReleaseOffer,
     Reserved,
     Sealed,
+    Task,
     Tokens,
-    Way,
 )
 from engine.scheduler import Scheduler, SchedulerLimits
 from tests.engine.scripted_runner import ScriptedRunner, continuation, next_token
@@ -50,11 +50,11 @@ class Harness:
         self.events: list[Event] = []
 
     def add(
-        self, name: str, prompt: list[int], count: int = 5, way: Way = Way.GENERATE, salt: bytes = b""
+        self, name: str, prompt: list[int], count: int = 5, task: Task = Task.LOCAL, salt: bytes = b""
     ) -> AttemptId:
         request_id = AttemptId(name, 0)
         sampling = SamplingParams(max_tokens=count, seed=0, ignore_eos=True)
-        self.engine.handle(AddRequest(request_id, way, tuple(prompt), len(prompt), sampling, salt))
+        self.engine.handle(AddRequest(request_id, task, tuple(prompt), len(prompt), sampling, salt))
         return request_id
 
     def step(self) -> bool:
@@ -176,7 +176,7 @@ def test_stop_token_ends_the_stream_but_not_before_min_tokens():
     at_once, later = AttemptId("a", 0), AttemptId("b", 0)
     for request, least in ((at_once, 0), (later, 7)):
         sampling = SamplingParams(max_tokens=12, min_tokens=least, stop_token_ids=(stop,), seed=0)
-        h.engine.handle(AddRequest(request, Way.GENERATE, tuple(prompt), 9, sampling))
+        h.engine.handle(AddRequest(request, Task.LOCAL, tuple(prompt), 9, sampling))
     h.run()
     assert h.tokens[at_once] == want[: want.index(stop) + 1]
     assert h.ended[at_once].reason is EndReason.STOP
@@ -189,7 +189,7 @@ def test_resumed_request_counts_from_where_it_was():
     request = AttemptId("a", 3)
     sampling = SamplingParams(max_tokens=9, seed=0)
     h.tokens[request] = list(want[:4])
-    h.engine.handle(AddRequest(request, Way.GENERATE, (*prompt, *want[:4]), len(prompt), sampling))
+    h.engine.handle(AddRequest(request, Task.LOCAL, (*prompt, *want[:4]), len(prompt), sampling))
     h.run()
     assert h.tokens[request] == want
     assert h.of(Tokens, request)[0].index == 4
@@ -197,7 +197,7 @@ def test_resumed_request_counts_from_where_it_was():
 
 def test_prefill_offers_before_it_computes_and_seals_in_order():
     h = Harness(budget=8)
-    request = h.add("a", prompt_of(22), way=Way.PREFILL)
+    request = h.add("a", prompt_of(22), task=Task.PREFILL)
     h.run()
     kinds = [type(e) for e in h.events if not isinstance(e, BlocksStored)]
     assert kinds[0] is Offered
@@ -213,7 +213,7 @@ def test_prefill_offers_before_it_computes_and_seals_in_order():
 
 def test_aborted_prefill_keeps_its_blocks_until_the_offer_is_released():
     h = Harness(budget=8)
-    request = h.add("a", prompt_of(22), way=Way.PREFILL)
+    request = h.add("a", prompt_of(22), task=Task.PREFILL)
     h.step()
     h.engine.handle(Abort(request))
     h.take_events()
@@ -233,7 +233,7 @@ def land(h: Harness, request: AttemptId, prompt: list[int]) -> None:
 
 def test_received_blocks_are_read_only_after_commit():
     h, prompt = Harness(), prompt_of(22)
-    request = h.add("a", prompt, count=6, way=Way.RECEIVE)
+    request = h.add("a", prompt, count=6, task=Task.RECEIVE)
     h.run()
     assert h.pool.counts().landing == 6
     assert h.runner.steps == 0
@@ -252,7 +252,7 @@ def test_receive_asks_only_for_what_is_not_cached():
     h, prompt = Harness(), prompt_of(22)
     h.add("a", prompt)
     h.run()
-    request = h.add("b", prompt, count=3, way=Way.RECEIVE)
+    request = h.add("b", prompt, count=3, task=Task.RECEIVE)
     h.run()
     assert h.of(Reserved, request)[0].first_missing == 5
     land(h, request, prompt)
@@ -264,7 +264,7 @@ def test_receive_asks_only_for_what_is_not_cached():
 @pytest.mark.parametrize("in_flight", [False, True])
 def test_dropped_landing_frees_only_what_no_writer_can_reach(in_flight: bool):
     h = Harness()
-    request = h.add("a", prompt_of(22), way=Way.RECEIVE)
+    request = h.add("a", prompt_of(22), task=Task.RECEIVE)
     h.run()
     h.engine.handle(DropLanding(request, in_flight, message="peer lost"))
     h.take_events()
@@ -276,7 +276,7 @@ def test_dropped_landing_frees_only_what_no_writer_can_reach(in_flight: bool):
 
 def test_abort_during_landing_quarantines():
     h = Harness()
-    request = h.add("a", prompt_of(22), way=Way.RECEIVE)
+    request = h.add("a", prompt_of(22), task=Task.RECEIVE)
     h.run()
     h.engine.handle(Abort(request, EndReason.DEADLINE, "too late"))
     h.take_events()
@@ -290,8 +290,8 @@ def test_abort_during_landing_quarantines():
 
 def test_a_full_pool_makes_requests_wait_and_serves_them_when_it_empties():
     h = Harness(blocks=8, max_len=32)
-    offered = h.add("a", prompt_of(24), way=Way.PREFILL)
-    waiting = h.add("b", prompt_of(20, seed=1), way=Way.PREFILL)
+    offered = h.add("a", prompt_of(24), task=Task.PREFILL)
+    waiting = h.add("b", prompt_of(20, seed=1), task=Task.PREFILL)
     h.run()
     assert not h.of(Offered, waiting)
     h.engine.handle(ReleaseOffer(offered))
@@ -332,8 +332,8 @@ def test_any_course_of_events_is_exact_and_leaks_nothing(data: st.DataObject):
         action = rng.random()
         if action < 0.3 and number < 45:
             prompt = rng.choice(heads)[: rng.randrange(17)] + prompt_of(rng.randrange(1, 12), seed=number)
-            way = rng.choice(list(Way))
-            prompts[h.add(f"r{number}", prompt, count=rng.randrange(1, 10), way=way)] = prompt
+            task = rng.choice(list(Task))
+            prompts[h.add(f"r{number}", prompt, count=rng.randrange(1, 10), task=task)] = prompt
         elif action < 0.36 and prompts:
             request = rng.choice(list(prompts))
             if request not in h.ended:
