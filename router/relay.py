@@ -1,13 +1,12 @@
 """The router's core: what the doors call. Admits requests, has them checked and prepared, and streams them.
 
-Owns the count of open requests, the tokenizer and the request metrics of the served model. A request's own life is
-router/stream.py. Never speaks to a worker itself.
+Owns the count of open requests and the request metrics of the served model. A request's own life is router/stream.py,
+the tokenizer's router/loading.py. Never speaks to a worker itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from typing import TypeVar
 
 from baton.clock import Clock, MonotonicClock
 from baton.config import RoutingConfig
-from baton.errors import CheckpointError, DeadlineExceeded, Overloaded, Unavailable
+from baton.errors import DeadlineExceeded, Overloaded, Unavailable
 from baton.metrics import Metrics, RequestMetrics, RouterMetrics
 from baton.v1 import inference_pb2
+from router.loading import TokenizerLoader
 from router.model import ModelInfo
 from router.prepare import PreparedRequest, check_form, check_model, prepare
 from router.request import Chunk, GenerateSpec, ServedModel
@@ -26,9 +26,6 @@ from router.text.tokenizer import Tokenizer
 from router.workers import Workers
 
 T = TypeVar("T")
-_log = logging.getLogger(__name__)
-
-_RELOAD_SECONDS = 5.0
 
 
 class Relay:
@@ -52,12 +49,9 @@ class Relay:
         self._config = config
         self._metrics = metrics
         self._router_metrics = router_metrics
-        self._model_source = model
-        self._load_tokenizer = load_tokenizer
+        self._loader = TokenizerLoader(workers, model, load_tokenizer)
         self._clock = clock or MonotonicClock()
         self._request_metrics: RequestMetrics | None = None
-        self._loading: asyncio.Task[Tokenizer] | None = None
-        self._preloading: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -71,10 +65,7 @@ class Relay:
         """Empty when requests can be served now; else what is missing."""
         if self.draining:
             return "the router is shutting down"
-        missing = self.workers.missing()
-        if missing or self._loading is None or not self._loading.done():
-            return missing or "the tokenizer is being loaded"
-        return str(self._loading.exception()) if _failed(self._loading) else ""
+        return self.workers.missing() or self._loader.missing()
 
     def status(self) -> list[inference_pb2.WorkerStatus]:
         return self.workers.status()
@@ -84,36 +75,15 @@ class Relay:
         return self.workers.directory.connected
 
     async def tokenizer(self) -> Tokenizer:
-        """Of the served model; waits for it. Raises CheckpointError."""
-        if self._loading is None or _failed(self._loading):
-            source = self._model_source or (self.workers.model.source if self.workers.model is not None else "")
-            if not source:
-                raise CheckpointError(
-                    "no tokenizer: the workers name no directory or hub id; give the router one by --model"
-                )
-            self._loading = asyncio.create_task(asyncio.to_thread(self._load_tokenizer, source))
-        return await asyncio.shield(self._loading)
+        """Of the served model; waits for it. Raises CheckpointError, or whatever else the load failed with."""
+        return await self._loader.get()
 
     def loaded_tokenizer(self) -> Tokenizer | None:
         """None while it is being loaded, or could not be."""
-        if self._loading is None or not self._loading.done() or _failed(self._loading):
-            return None
-        return self._loading.result()
+        return self._loader.loaded()
 
     def start(self) -> None:
-        """Loads the tokenizer as soon as it is known where it is, so that no request waits for it."""
-        self._preloading = asyncio.create_task(self._preload(), name="preload tokenizer")
-
-    async def _preload(self) -> None:
-        while self._loading is None or _failed(self._loading):
-            if self._model_source or self.workers.model is not None:
-                try:
-                    await self.tokenizer()
-                except CheckpointError as error:
-                    _log.error("no request can be served: %s; trying again in %g s", error, _RELOAD_SECONDS)
-                    await asyncio.sleep(_RELOAD_SECONDS)
-            else:
-                await self.workers.wait_change(_RELOAD_SECONDS)
+        self._loader.start()
 
     # --- a request
 
@@ -154,15 +124,7 @@ class Relay:
         return True
 
     async def close(self) -> None:
-        if self._preloading is not None:
-            self._preloading.cancel()
-            await asyncio.gather(self._preloading, return_exceptions=True)
-        tokenizer = self.loaded_tokenizer()
-        if tokenizer is not None:
-            tokenizer.close()
-        elif self._loading is not None:
-            self._loading.cancel()
-            await asyncio.gather(self._loading, return_exceptions=True)
+        await self._loader.close()
 
     # --- its parts
 
@@ -231,7 +193,3 @@ def _counting_bad_ends(metrics: RequestMetrics) -> Iterator[_End]:
         if not end.came:  # a client may go as soon as it has the last chunk
             metrics.ended("abort")
         raise
-
-
-def _failed(task: asyncio.Task[Tokenizer]) -> bool:
-    return task.done() and (task.cancelled() or task.exception() is not None)

@@ -191,6 +191,7 @@ class Stream:
 
     async def _try_place(self, now: float) -> Placement | None:
         cached = await self._workers.directory.longest_prefix(self._request.prompt_hashes, self._workers.ready())
+        self._refuse_other_model()
         need = Need(
             num_tokens=len(self._request.prompt_ids) + len(self._log),
             block_size=self._request.model.block_size,
@@ -198,6 +199,14 @@ class Stream:
             excluded=frozenset(key for key, until in self._excluded.items() if until > now),
         )
         return place(self._workers.candidates(cached), need, tie_breaker=lambda key: random())
+
+    def _refuse_other_model(self) -> None:
+        """Another model would take the tokens, and go on with an answer of its own."""
+        served = self._workers.model
+        difference = "" if served is None else self._request.model.difference(served)
+        if difference:
+            done = f" after {len(self._log)} tokens" if len(self._log) else ""
+            raise Unavailable(f"the model was replaced{done} by another of its name; ask again from the start")
 
     def _refuse_if_never(self, number: int) -> None:
         length = len(self._request.prompt_ids) + len(self._log)

@@ -157,7 +157,7 @@ def unified(name: str = "U", **script: Any) -> FakeWorker:
 @asynccontextmanager
 async def running(
     *workers: FakeWorker,
-    tokenizer: Tokenizer | None = None,
+    load_tokenizer: Callable[[str], Tokenizer] = byte_tokenizer,
     options: SessionOptions = FAST,
     **routing: Any,
 ) -> AsyncIterator[System]:
@@ -167,9 +167,7 @@ async def running(
     router_metrics = RouterMetrics(metrics)
     config = RoutingConfig(**({"local_prefill_tokens": 3, "resume_timeout_seconds": 5.0} | routing))
     pool = Workers(directory, router_metrics, MonotonicClock(), options)
-    relay = Relay(
-        pool, config, metrics, router_metrics, load_tokenizer=lambda source: tokenizer or byte_tokenizer(source)
-    )
+    relay = Relay(pool, config, metrics, router_metrics, load_tokenizer=load_tokenizer)
     system = System(relay, pool, directory, metrics, {worker.id: worker for worker in workers})
     for worker in workers:
         await worker.start()

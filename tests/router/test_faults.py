@@ -248,6 +248,22 @@ async def test_a_worker_of_another_model_is_reported_and_not_used() -> None:
         assert "its layout fingerprint is 656c7365, the served one is 6c61796f7574" in status.detail
 
 
+async def test_a_stream_does_not_go_on_with_another_model_of_the_same_name() -> None:
+    other = worker_pb2.ModelInfo()
+    other.CopyFrom(MODEL)
+    other.model_fingerprint = b"retrained"
+    other.source = "elsewhere"
+    async with running(unified(before_token=die_at(3))) as system:
+        answer = asyncio.create_task(system.generate("hello"))
+        await system.until(lambda: not system.workers.ready())
+        await system.add(unified("U", model=other))
+        with pytest.raises(Unavailable, match=r"the model was replaced after \d tokens"):
+            await answer
+        assert not system["U"].submits
+        assert (await system.generate("hello")).token_ids == expected_tokens(HELLO, 8)
+        assert (await system.relay.tokenizer()).source == "elsewhere"
+
+
 async def test_a_draining_worker_ends_what_it_has_and_gets_no_more() -> None:
     go_on = asyncio.Event()
     async with running(unified("U1", before_token=wait_for(go_on, index=2))) as system:

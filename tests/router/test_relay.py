@@ -6,11 +6,13 @@ import asyncio
 
 import pytest
 
-from baton.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, Overloaded, Unavailable
+from baton.errors import CheckpointError, DeadlineExceeded, InvalidRequest, ModelNotFound, Overloaded, Unavailable
 from baton.v1 import worker_pb2
+from router import loading
 from router.request import FinishReason
+from router.text import Tokenizer
 from tests.router.fake_worker import EOS, expected_tokens
-from tests.router.system import decode, prefill, running, spec, unified
+from tests.router.system import byte_tokenizer, decode, prefill, running, spec, unified
 
 HELLO = tuple(b"hello")
 
@@ -270,6 +272,34 @@ async def test_draining_refuses_new_requests_and_lets_open_ones_end() -> None:
         assert await system.relay.drain(5)
         assert (await first).token_ids == expected_tokens(HELLO, 8)
         assert "shutting down" in system.relay.ready()
+
+
+async def test_a_tokenizer_that_fails_to_load_is_tried_again_whatever_the_failure(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loading, "_RELOAD_SECONDS", 0.01)
+    failures: list[Exception] = [MemoryError("/secret/path"), CheckpointError("tokenizer.json is damaged")]
+    seen: list[str] = []
+
+    def load(source: str) -> Tokenizer:
+        if failures:
+            raise failures.pop(0)
+        return byte_tokenizer(source)
+
+    async with running(load_tokenizer=load) as system:
+        loader = system.relay._loader
+
+        async def watch() -> None:
+            while (missing := loader.missing()) or not seen:
+                seen.append(missing)
+                await asyncio.sleep(0)
+
+        await system.add(unified())
+        await asyncio.wait_for(watch(), 10)
+        assert system.relay.ready() == ""
+    assert "the tokenizer cannot be loaded; the log says why" in seen
+    assert "tokenizer.json is damaged" in seen
+    assert "/secret/path" in caplog.text
 
 
 async def test_metrics_tell_what_a_request_felt() -> None:
