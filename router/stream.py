@@ -175,10 +175,10 @@ class Stream:
         """Waits for workers as long as the deadline and resume_timeout allow. Raises when nobody comes."""
         give_up = min(self._deadline, self._clock.now() + self._config.resume_timeout_seconds)
         while True:
-            now = self._clock.now()
-            if now >= self._deadline:
+            tried_at = self._clock.now()
+            if tried_at >= self._deadline:
                 raise self._nobody()
-            placement = await self._try_place(now)
+            placement = await self._try_place(tried_at)
             if placement is not None:
                 self._note(placement, number)
                 return placement
@@ -186,10 +186,13 @@ class Stream:
             now = self._clock.now()
             if now >= give_up:
                 raise self._nobody()
-            pauses = [until - now for until in self._excluded.values() if until > now]
+            # Of all that were left out of this try: an exclusion may have run out while it looked around.
+            pauses = [max(until - now, 0.0) for until in self._excluded.values() if until > tried_at]
             await self._workers.wait_change(min([give_up - now, *pauses]))
 
     async def _try_place(self, now: float) -> Placement | None:
+        if self._workers.missing():
+            return None
         cached = await self._workers.directory.longest_prefix(self._request.prompt_hashes, self._workers.ready())
         self._refuse_other_model()
         need = Need(

@@ -52,6 +52,8 @@ class FakeDirectory:
     def __init__(self) -> None:
         self.connected = True
         self.prefixes: dict[WorkerId, int] = {}
+        self.lookups = 0
+        self.lookup_seconds = 0.0
         self._records: list[WorkerRecord] = []
         self._changed = asyncio.Event()
 
@@ -72,6 +74,8 @@ class FakeDirectory:
     async def longest_prefix(
         self, hashes: Sequence[BlockHash], workers: Sequence[tuple[WorkerId, Incarnation]]
     ) -> dict[WorkerId, int]:
+        self.lookups += 1
+        await asyncio.sleep(self.lookup_seconds)
         return {id: count for id, count in self.prefixes.items() if id in {worker for worker, _ in workers}}
 
 

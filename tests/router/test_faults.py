@@ -151,6 +151,27 @@ async def test_the_only_worker_is_asked_again_after_it_could_not(reason: int) ->
     assert answered.finished.timings.resumes == 2
 
 
+async def test_a_worker_is_asked_again_as_soon_as_it_may_though_the_directory_is_slow() -> None:
+    busy = unified(endings=[(worker_pb2.END_REASON_UNAVAILABLE, "full")])
+    async with running(busy, resume_timeout_seconds=30.0) as system:
+        system.directory.lookup_seconds = 0.3  # longer than a first exclusion
+        async with asyncio.timeout(10):
+            answered = await system.generate("hello")
+    assert answered.token_ids == expected_tokens(HELLO, 8)
+
+
+async def test_the_directory_is_not_asked_while_nobody_could_serve() -> None:
+    async with running(prefill("P1"), unified(before_token=die_at(3))) as system:
+        answer = asyncio.create_task(system.generate("hello"))
+        await system.until(lambda: len(system.workers.ready()) == 1)
+        asked = system.directory.lookups
+        await system.add(prefill("P2"))
+        await system.until(lambda: len(system.workers.ready()) == 2)
+        assert system.directory.lookups == asked
+        await system.add(unified("U"))
+        assert (await answer).token_ids == expected_tokens(HELLO, 8)
+
+
 async def test_a_stream_waits_for_a_worker_to_come_back() -> None:
     async with running(unified(before_token=die_at(3))) as system:
         answer = asyncio.create_task(system.generate("hello"))
