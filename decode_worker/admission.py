@@ -17,7 +17,7 @@ import logging
 from collections.abc import Coroutine
 from dataclasses import dataclass
 
-from baton.errors import BatonError, HandoffFailed
+from baton.errors import BatonError, HandoffFailed, RequestCancelled
 from baton.ids import AttemptId
 from baton.v1 import transfer_pb2, worker_pb2
 from engine.messages import (
@@ -48,6 +48,8 @@ class _Arrival:
     ticket: Ticket | None = None
     keeper: asyncio.Task[None] | None = None
     """Keeps the offer alive while the request waits for blocks of ours."""
+    reserved: bool = False
+    """Blocks of ours are kept for it."""
     landing: Landing | None = None
 
 
@@ -101,6 +103,7 @@ class Admission:
         if isinstance(event, Reserved):
             assert arrival.ticket is not None, "the engine hears of a request with its ticket"
             self._stop_keeping(arrival)
+            arrival.reserved = True
             landing = self._puller.land(arrival.ticket, event.id, event.blocks, event.first_missing)
             arrival.landing = landing
             self._spawn(self._follow(landing))
@@ -132,10 +135,15 @@ class Admission:
         try:
             landed = await landing.done()
         except BatonError as error:
-            if isinstance(error, HandoffFailed):
+            if not isinstance(error, RequestCancelled):  # else whoever cancelled has said so
                 log.warning("%s: %s", landing.id, error.message)
-            self._give_up(landing, EndReason.HANDOFF_FAILED, error.message)
+                self._give_up(landing, EndReason.HANDOFF_FAILED, error.message)
             await landing.drained()
+            self._let_go(landing.id)
+            return
+        if landed.first_token >= self._core.vocab_size:
+            message = f"the source's first token, {landed.first_token}, is not in the vocabulary"
+            self._give_up(landing, EndReason.HANDOFF_FAILED, message)
             self._let_go(landing.id)
             return
         del self._arrivals[landing.id]
@@ -144,7 +152,6 @@ class Admission:
         self._core.let_go(landing.id)  # it may have been cancelled in this very moment
 
     def _give_up(self, landing: Landing, reason: EndReason, message: str) -> None:
-        """Repeats are harmless: the engine hears of the first only."""
         landing.cancel()
         self._send(DropLanding(landing.id, landing.in_flight, reason, message))
 
@@ -153,7 +160,8 @@ class Admission:
         arrival = self._arrivals.pop(request_id, None)
         if arrival is not None:
             self._stop_keeping(arrival)
-            self._send(FreeQuarantined(request_id))
+            if arrival.reserved:
+                self._send(FreeQuarantined(request_id))
             self._core.let_go(request_id)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:

@@ -35,6 +35,10 @@ class Hold(IntEnum):
     """A transfer that is over may still write it; nobody may read it."""
 
 
+_HOLDS = tuple(Hold)
+_LAST_FIRST = tuple(reversed(Hold))  # made once: iterating over an Enum is slow
+
+
 class Generations(Protocol):
     """A counter a block: a list, or memory that other processes watch."""
 
@@ -60,11 +64,11 @@ class BlockPool:
         self._on_take = on_take
         self._free: deque[BlockIndex] = deque(BlockIndex(i) for i in range(num_blocks))
         self._cached: OrderedDict[BlockIndex, None] = OrderedDict()  # least recently used first
-        self._holds: tuple[list[int], ...] = tuple([0] * num_blocks for _ in Hold)
-        self._held_as = [0] * len(Hold)  # blocks by the state they count as
+        self._holds: tuple[list[int], ...] = tuple([0] * num_blocks for _ in _HOLDS)
+        self._held_as = [0] * len(_HOLDS)  # blocks by the state they count as
         self._by_hash: dict[BlockHash, BlockIndex] = {}
         self._names: list[tuple[BlockHash, tuple[int, ...]] | None] = [None] * num_blocks
-        self._events: list[BlocksStored | BlocksEvicted] = []
+        self._events: list[tuple[type[BlocksStored | BlocksEvicted], list[BlockHash]]] = []
 
     # --- what there is
 
@@ -83,6 +87,10 @@ class BlockPool:
             landing=held[Hold.LANDING],
             quarantined=held[Hold.QUARANTINED],
         )
+
+    def unheld(self, blocks: Iterable[BlockIndex]) -> int:
+        """How many of these, all of them named, only stay as long as their space is not needed."""
+        return sum(block in self._cached for block in blocks)
 
     def ref(self, block: BlockIndex, block_hash: BlockHash) -> BlockRef:
         return BlockRef(block, Generation(self._generations[block]), block_hash)
@@ -135,22 +143,35 @@ class BlockPool:
 
     # --- names
 
-    def publish(self, block: BlockIndex, block_hash: BlockHash, token_ids: Sequence[int]) -> None:
-        """Makes a full block findable. A second block of the same content stays nameless."""
-        if not self._caching or block_hash in self._by_hash or self._names[block] is not None:
+    def publish(
+        self, block: BlockIndex, block_hash: BlockHash, token_ids: Sequence[int], parent: BlockIndex | None
+    ) -> None:
+        """Makes a full block, held by its caller like its `parent` before it, findable.
+
+        Of two blocks of one content one has the name: where nobody holds the other, it moves to this one and the other
+        is freed, else this one stays nameless. A block whose parent is nameless stays so too: a name is never left
+        behind by the names before it.
+        """
+        if not self._caching or self._names[block] is not None:
+            return
+        if parent is not None and self._names[parent] is None:
+            return
+        twin = self._by_hash.get(block_hash)
+        if twin is None:
+            self._note(BlocksStored, block_hash)
+        elif twin in self._cached:
+            del self._cached[twin]
+            self._names[twin] = None
+            self._free.append(twin)
+        else:
             return
         self._by_hash[block_hash] = block
         self._names[block] = (block_hash, tuple(token_ids))
-        last = self._events[-1] if self._events else None
-        if isinstance(last, BlocksStored):
-            self._events[-1] = BlocksStored((*last.hashes, block_hash))
-        else:
-            self._events.append(BlocksStored((block_hash,)))
 
     def drain_events(self) -> list[BlocksStored | BlocksEvicted]:
         """What has become findable, and no longer so, since the last call; in order."""
         events, self._events = self._events, []
-        return events
+        return [kind(tuple(hashes)) for kind, hashes in events]
 
     def _evict(self) -> BlockIndex:
         block, _ = self._cached.popitem(last=False)
@@ -158,17 +179,19 @@ class BlockPool:
         assert name is not None, "cached blocks have names"
         self._names[block] = None
         del self._by_hash[name[0]]
-        last = self._events[-1] if self._events else None
-        if isinstance(last, BlocksEvicted):
-            self._events[-1] = BlocksEvicted((*last.hashes, name[0]))
-        else:
-            self._events.append(BlocksEvicted((name[0],)))
+        self._note(BlocksEvicted, name[0])
         return block
+
+    def _note(self, kind: type[BlocksStored | BlocksEvicted], block_hash: BlockHash) -> None:
+        if self._events and self._events[-1][0] is kind:
+            self._events[-1][1].append(block_hash)
+        else:
+            self._events.append((kind, [block_hash]))
 
     # --- states
 
     def _state(self, block: BlockIndex) -> Hold | None:
-        for hold in reversed(Hold):
+        for hold in _LAST_FIRST:
             if self._holds[hold][block]:
                 return hold
         return None

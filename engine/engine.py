@@ -116,8 +116,10 @@ class EngineThread:
                 self._publish()
         except BaseException as error:
             log.exception("the engine failed; it takes no more requests")
-            self._end_all(error)
-            self._on_failure(error)
+            try:
+                self._end_all(error)
+            finally:
+                self._on_failure(error)
 
     def _take_commands(self, *, wait: bool) -> bool:
         """False: stop."""

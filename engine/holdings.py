@@ -25,10 +25,9 @@ class Holdings:
         False, and nothing held, where that would leave fewer than `growth` blocks to give out."""
         hits = self._find_prefix(request, reusable_tokens)
         missing = -(-len(request.tokens) // self._block_size) - len(hits)
-        self._pool.hold(hits, Hold.ACTIVE)
-        if missing + growth > self._pool.available:
-            self._pool.drop(hits, Hold.ACTIVE)
+        if missing + growth > self._pool.available - self._pool.unheld(hits):
             return False
+        self._pool.hold(hits, Hold.ACTIVE)
         request.blocks = hits + self._pool.take(missing, hold)
         request.num_hit_blocks = len(hits)
         request.num_computed = len(hits) * self._block_size
@@ -51,7 +50,8 @@ class Holdings:
         request.extend_hashes(num_tokens, size)
         for position in range(first, num_tokens // size):
             tokens = request.tokens[position * size : (position + 1) * size]
-            self._pool.publish(request.blocks[position], request.hashes[position], tokens)
+            parent = request.blocks[position - 1] if position else None
+            self._pool.publish(request.blocks[position], request.hashes[position], tokens, parent)
 
     def release(self, request: Request) -> None:
         """Ends the request's own hold; what is computed stays cached until the space is needed."""

@@ -108,12 +108,11 @@ Command = AddRequest | Abort | ReleaseOffer | Commit | DropLanding | FreeQuarant
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """The blocks that will hold the prompt's KV, in its order; the first `num_cached_tokens` are there."""
+    """The blocks that will hold the prompt's KV, in its order. A Sealed follows for those that do already."""
 
     id: AttemptId
     blocks: tuple[BlockRef, ...]
     num_tokens: int
-    num_cached_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,7 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []  # the longest in the batch first
         self._num_receiving = 0
+        self._blocked: tuple[Request, int, bool] | None = None  # the head of the queue, and when it did not fit
         self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
         self._unplanned: list[Request] = []  # have a slot that the runner does not know yet
         self._planned: list[tuple[Request, ScheduledSequence]] = []
@@ -128,11 +129,6 @@ class Scheduler:
         """What has happened since the last call, in order."""
         events, self._events = self._events, []
         return [*events, *self._pool.drain_events()]
-
-    @property
-    def has_work(self) -> bool:
-        """Whether `schedule` might plan something."""
-        return bool(self._running or self._waiting)
 
     def load(self) -> Load:
         return Load(
@@ -193,6 +189,8 @@ class Scheduler:
             return False
         receives = self._receives(request)
         idle = not self._running and not self._num_receiving
+        if self._blocked == (request, self._pool.available, idle):
+            return False  # nothing has changed: a long prompt need not be looked up again in every step
         reserved = self._holdings.reserve(
             request,
             hold=Hold.LANDING if receives else Hold.ACTIVE,
@@ -202,6 +200,7 @@ class Scheduler:
             growth=0 if request.task is Task.PREFILL or idle else 1,
         )
         if not reserved:
+            self._blocked = (request, self._pool.available, idle)
             return False
         first_time = request.num_cached is None
         if first_time:
@@ -220,9 +219,8 @@ class Scheduler:
 
     def _offer(self, request: Request) -> None:
         self._holdings.offer(request)
-        cached = request.num_computed
-        self._events.append(Offered(request.id, self._holdings.refs(request), len(request.tokens), cached))
-        if cached:
+        self._events.append(Offered(request.id, self._holdings.refs(request), len(request.tokens)))
+        if request.num_hit_blocks:
             self._events.append(Sealed(request.id, request.num_hit_blocks))
 
     def _start_running(self, request: Request) -> None:

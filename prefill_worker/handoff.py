@@ -54,8 +54,8 @@ class Handoff:
     def on_event(self, event: RequestEvent) -> None:
         match event:
             case Offered():
-                self._offered.add(event.id)
                 ticket = self._ledger.offer(event.id, event.blocks, event.num_tokens)
+                self._offered.add(event.id)
                 self._core.tell(worker_pb2.RequestEvent(id=_proto_id(event.id), ticket=ticket.to_proto()))
             case Sealed():
                 self._ledger.seal(event.id, event.end)

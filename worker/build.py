@@ -49,6 +49,12 @@ def load(config: WorkerConfig) -> tuple[LoadedModel, torch.device]:
 
 def build(config: WorkerConfig, model: LoadedModel, device: torch.device, metrics: EngineMetrics) -> Built:
     """Raises ConfigError where the pool cannot hold a request."""
+    tokens, seqs = config.scheduler.max_num_batched_tokens, config.scheduler.max_num_seqs
+    if tokens < seqs:
+        raise ConfigError(
+            f"--max-num-batched-tokens is {tokens}; it must be at least --max-num-seqs ({seqs}), for a step computes a "
+            "token of each running request"
+        )
     layout = model.kv_layout(config.cache.block_size)
     wanted_len = model.max_model_len(config.model.max_model_len)
     limits = {"max_num_seqs": config.scheduler.max_num_seqs, "max_model_len": wanted_len}

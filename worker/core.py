@@ -29,6 +29,7 @@ from engine.messages import (
     EndReason,
     Event,
     Load,
+    RequestEvent,
     Task,
     Tokens,
 )
@@ -84,7 +85,7 @@ class WorkerCore:
         clock: Clock | None = None,
     ) -> None:
         self._clock = MonotonicClock() if clock is None else clock
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self._block_events = block_events
         self._request_metrics = request_metrics
         self._metrics = metrics
@@ -134,10 +135,10 @@ class WorkerCore:
         try:
             request = self._checked(request_id, submit)
         except BatonError as error:
-            self._end(request_id, EndReason.INVALID, error.message)
+            self.end(request_id, EndReason.INVALID, error.message)
             return
         if self._draining:
-            self._end(request_id, EndReason.UNAVAILABLE, "the worker is draining")
+            self.end(request_id, EndReason.UNAVAILABLE, "the worker is draining")
             return
         if submit.deadline_seconds > 0:
             attempt.deadline = asyncio.get_running_loop().call_later(
@@ -172,14 +173,18 @@ class WorkerCore:
                 f"request id of {len(request_id.request_id)} characters; 1 to {_MAX_REQUEST_ID} will do"
             )
         if submit.task not in self._role.tasks:
-            raise InvalidRequest(f"this worker does not take {worker_pb2.Task.Name(submit.task)}")
+            asked = _TASKS[submit.task].value if submit.task in _TASKS else str(submit.task)
+            takes = " and ".join(_TASKS[task].value for task in sorted(self._role.tasks))
+            raise InvalidRequest(f"the task is {asked}; this worker takes {takes}")
         token_ids = tuple(submit.token_ids)
         if not 1 <= submit.num_prompt_tokens <= len(token_ids):
             raise InvalidRequest(f"{submit.num_prompt_tokens} prompt tokens among {len(token_ids)} tokens")
-        if max(token_ids) >= self._vocab_size:
-            raise InvalidRequest(f"token id {max(token_ids)} is not below the vocabulary's {self._vocab_size}")
+        if max(token_ids) >= self.vocab_size:
+            raise InvalidRequest(f"token id {max(token_ids)} is not below the vocabulary's {self.vocab_size}")
         sampling = SamplingParams.from_proto(submit.sampling)
-        sampling.check(self._vocab_size)
+        sampling.check(self.vocab_size)
+        if sampling.seed is None and not sampling.greedy:
+            raise InvalidRequest("a sampled request needs a seed", param="seed")
         return AddRequest(
             id=request_id,
             task=_TASKS[submit.task],
@@ -192,7 +197,11 @@ class WorkerCore:
     # --- what the engine and the role say
 
     def on_engine_events(self, events: list[Event], load: Load) -> None:
-        self._load = _load_proto(load)
+        now = _load_proto(load)
+        if now != self._load:
+            self._load = now
+            for session in self._sessions:
+                session.put(worker_pb2.Step(load=now, draining=self._draining))
         for event in events:
             if isinstance(event, BlocksStored):
                 if self._block_events is not None:
@@ -201,12 +210,19 @@ class WorkerCore:
                 if self._block_events is not None:
                     self._block_events.evicted(event.hashes)
             else:
-                self._role.on_event(event)
-                if isinstance(event, Tokens):
-                    self._tokens(event)
-                elif isinstance(event, Ended):
-                    self._end(event.id, event.reason, event.message)
+                self._on_request_event(event)
         self._flush()
+
+    def _on_request_event(self, event: RequestEvent) -> None:
+        try:
+            self._role.on_event(event)
+        except Exception as error:  # a defect in one request's handling must not swallow the others' events
+            log.exception("%s: an event could not be handled; the attempt ends", event.id)
+            self._role.cancel(event.id, EndReason.UNAVAILABLE, f"the worker failed: {error}")
+        if isinstance(event, Tokens):
+            self._tokens(event)
+        elif isinstance(event, Ended):
+            self._end(event.id, event.reason, event.message)
 
     def tell(self, event: worker_pb2.RequestEvent) -> None:
         """Puts an event of the role's into the next Step of the attempt's session."""

@@ -10,8 +10,6 @@ from baton.v1 import transfer_pb2, worker_pb2
 from engine.messages import AddRequest, Command, EndReason, RequestEvent
 
 SendCommand = Callable[[Command], None]
-Tell = Callable[[worker_pb2.RequestEvent], None]
-"""Sends an event to the router whose request it is about."""
 
 
 class Role(Protocol):
@@ -25,7 +23,7 @@ class Role(Protocol):
     def submit(self, task: worker_pb2.Task.ValueType, request: AddRequest) -> None: ...
 
     def handoff(self, request_id: AttemptId, ticket: transfer_pb2.Ticket) -> None:
-        """A ticket has come for a request that was submitted. Raises InvalidRequest where it is not one."""
+        """A ticket has come for a request that was submitted. Raises BatonError where it is of no use for it."""
 
     def cancel(self, request_id: AttemptId, reason: EndReason, message: str) -> None:
         """Ends everything that the attempt holds or waits for, as soon as nobody reads or writes it any more. An Ended

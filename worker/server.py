@@ -74,6 +74,7 @@ MakeRole = Callable[[WorkerCore, SendCommand, Surroundings], Role]
 
 def main(role: WorkerRole, config: WorkerConfig, make_role: MakeRole) -> int:
     part = "prefill" if role is WorkerRole.PREFILL else "decode"
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until it serves, Ctrl-C ends the worker at once
     logs.configure(config.log.log_level, config.worker_id or part)
     try:
         uvloop.run(_serve(part, role, config, make_role))
@@ -85,15 +86,15 @@ def main(role: WorkerRole, config: WorkerConfig, make_role: MakeRole) -> int:
 
 async def _serve(part: str, role: WorkerRole, config: WorkerConfig, make_role: MakeRole) -> None:
     loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
     metrics, name = Metrics(), served_name(config)
     async with AsyncExitStack() as stack:
         doors = await _open_doors(config, metrics, stack)
-        # Blocking for seconds or minutes; meanwhile a signal must be heard.
+        # This takes seconds or minutes. Nothing is held until it is done, so a signal may end the process as it stands.
         model, device = await loop.run_in_executor(None, load, config)
         built = await loop.run_in_executor(None, build, config, model, device, EngineMetrics(metrics, name))
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
         record = _record(part, role, config, doors, built, name)
         registration = _registration(config, doors, record)
 

@@ -40,6 +40,8 @@ class Session:
 
     def put(self, step: worker_pb2.Step) -> None:
         """Joins what the stream has not taken yet: a slow reader gets fewer and larger messages, not a longer queue."""
+        if self._closed:
+            return
         if self._next is None:
             self._next = step
         else:

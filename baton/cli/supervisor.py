@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
-from baton.errors import ConfigError, Unavailable
+from baton.errors import ConfigError
 
 _MAX_RESTARTS = 5
 _RESTART_WINDOW_SECONDS = 60.0
@@ -34,6 +35,9 @@ class Part:
     """The pairs of its last ready line; empty until it is ready."""
     process: asyncio.subprocess.Process | None = None
     deaths: list[float] = field(default_factory=list)
+    """When it died, of late."""
+    was_ready: bool = False
+    """Ever."""
     is_ready: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -41,16 +45,16 @@ class Supervisor:
     def __init__(self, say: Callable[[str], None]) -> None:
         """`say` shows a line to the person who waits."""
         self._say = say
-        self._parts: list[Part] = []
         self._watchers: dict[str, asyncio.Task[None]] = {}
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Set to what is wrong when a part cannot be kept running."""
 
     async def start(self, part: Part) -> None:
-        self._parts.append(part)
         await self._spawn(part)
-        self._watchers[part.name] = asyncio.create_task(self._watch(part))
+        watcher = asyncio.create_task(self._watch(part))
+        watcher.add_done_callback(partial(self._check_watcher, part))
+        self._watchers[part.name] = watcher
 
     async def wait_ready(self, parts: Sequence[Part]) -> None:
         """Until all are ready. Raises ConfigError when one ends first; says what it waits for."""
@@ -74,22 +78,20 @@ class Supervisor:
     async def stop(self, groups: Sequence[Sequence[Part]], seconds: float) -> None:
         """SIGTERM to one group after the other, so that each can finish what the one before still needs; a part that
         takes longer than `seconds` is killed."""
-        self._stopping = True
+        self._stopping.set()
         for group in groups:
+            group = [part for part in group if part.name in self._watchers]
             running = [p for p in group if p.process is not None and p.process.returncode is None]
             for part in running:
                 self._signal(part, signal.SIGTERM)
-            exits = [asyncio.create_task(_exit_of(part)) for part in running]
-            if exits:
-                await asyncio.wait(exits, timeout=seconds)
-            for part, end in zip(running, exits, strict=True):
-                if not end.done():
+            watchers = {part.name: self._watchers[part.name] for part in group}  # they end with their processes
+            if watchers:
+                await asyncio.wait(watchers.values(), timeout=seconds)
+            for part in group:
+                if not watchers[part.name].done():
                     self._say(f"{part.name} did not end within {seconds:.0f} s and is killed")
                     self._signal(part, signal.SIGKILL)
-                    await end
-        for watcher in self._watchers.values():
-            watcher.cancel()
-        await asyncio.gather(*self._watchers.values(), return_exceptions=True)
+                    await asyncio.wait([watchers[part.name]])
 
     async def _spawn(self, part: Part) -> None:
         part.ready = {}
@@ -99,20 +101,20 @@ class Supervisor:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for this process, which ends its parts in order
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=partial(_die_with_parent, os.getpid()) if sys.platform == "linux" else None,
         )
 
     async def _watch(self, part: Part) -> None:
         while True:
             assert part.process is not None, "a watched part has been started"
-            was_ready = await self._read_output(part)
+            await self._read_output(part)
             status = await part.process.wait()
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
             now = time.monotonic()
             part.deaths = [d for d in part.deaths if now - d < _RESTART_WINDOW_SECONDS] + [now]
-            if not was_ready and len(part.deaths) == 1:
+            if not part.was_ready:
                 self._fail(f"{part.name} could not start: it {how}; what it said is above")
                 return
             if len(part.deaths) > _MAX_RESTARTS:
@@ -122,10 +124,18 @@ class Supervisor:
                 return
             self._say(f"{part.name} {how}; starting it again")
             await asyncio.sleep(0.1 * len(part.deaths))
+            if self._stopping.is_set():
+                return
             await self._spawn(part)
+            if self._stopping.is_set():  # `stop` has not seen this one
+                self._signal(part, signal.SIGTERM)
 
-    async def _read_output(self, part: Part) -> bool:
-        """To the end; whether the ready line was among it."""
+    def _check_watcher(self, part: Part, watcher: asyncio.Task[None]) -> None:
+        if not watcher.cancelled() and (error := watcher.exception()) is not None:
+            self._fail(f"{part.name} can be watched no longer: {error!r}")
+
+    async def _read_output(self, part: Part) -> None:
+        """To the end."""
         assert part.process is not None, "a watched part has been started"
         assert part.process.stdout is not None, "stdout is a pipe"
         async for line in part.process.stdout:
@@ -133,10 +143,10 @@ class Supervisor:
             words = text.split()
             if len(words) > 2 and words[0] == "baton" and words[2] == "ready":
                 part.ready = dict(word.split("=", 1) for word in words[3:] if "=" in word)
+                part.was_ready = True
                 part.is_ready.set()
             else:
                 print(text, file=sys.stderr)
-        return part.is_ready.is_set()
 
     def _fail(self, message: str) -> None:
         if not self.failed.done():
@@ -148,14 +158,8 @@ class Supervisor:
             part.process.send_signal(number)
 
 
-async def _exit_of(part: Part) -> None:
-    if part.process is None:
-        raise Unavailable(f"{part.name} has never been started")
-    await part.process.wait()
-
-
-def _die_with_parent() -> None:
-    """In the child, before exec: SIGTERM when the parent is gone."""
+def _die_with_parent(parent: int) -> None:
+    """In the child, before exec: SIGTERM when the parent is gone, also if it went before this call."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() == 1:
+    if os.getppid() != parent:
         os._exit(1)

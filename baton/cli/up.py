@@ -11,8 +11,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from baton.cli.supervisor import Part, Supervisor
 from baton.client import Client
@@ -21,6 +22,8 @@ from baton.errors import BatonError, ConfigError
 from baton.v1 import inference_pb2
 
 _STATUS_SECONDS = 0.1
+_SAY_SECONDS = 5.0
+_LOOPBACK = "127.0.0.1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,7 @@ async def _run(config: UpConfig, counts: Counts) -> None:
             await supervisor.start(redis[0])
             await supervisor.wait_ready(redis)
             url = redis[0].ready["url"]
+            redis[0].argv = [*redis[0].argv, "--port", str(urlsplit(url).port)]  # as all others know it
             config = dataclasses.replace(config, discovery=dataclasses.replace(config.discovery, redis_url=url))
             say(f"redis ready at {url}")
         routers.append(Part("router", [sys.executable, "-m", "router", *to_argv(router_config(config))]))
@@ -84,12 +88,14 @@ async def _run(config: UpConfig, counts: Counts) -> None:
         say("starting " + ", ".join(part.name for part in [*routers, *workers]))
         for part in [*routers, *workers]:
             await supervisor.start(part)
-        serving = asyncio.create_task(_until_serving(supervisor, routers[0], workers))
+        serving = asyncio.create_task(_until_serving(supervisor, routers[0], workers, say))
         stopping = asyncio.create_task(asked_to_stop.wait())
-        await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((serving, stopping, supervisor.failed), return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             serving.result()
             ready = routers[0].ready
+            fixed = dataclasses.replace(config, grpc_port=_port(ready["grpc"]), http_port=_port(ready["http"]))
+            routers[0].argv = [sys.executable, "-m", "router", *to_argv(router_config(fixed))]
             print(f"baton ready grpc={ready['grpc']} http={ready['http']}", flush=True)
             await asyncio.wait((stopping, supervisor.failed), return_when=asyncio.FIRST_COMPLETED)
         serving.cancel()
@@ -125,7 +131,7 @@ def worker_parts(config: UpConfig, counts: Counts, *, embedded: bool) -> list[Pa
         "transfer": config.transfer,
         "discovery": config.discovery,
         "log": config.log,
-        "host": config.host,
+        "host": _LOOPBACK,  # what workers say to each other is not for others' ears, wherever the doors listen
         "drain_seconds": config.drain_seconds,
     }
     parts: list[Part] = []
@@ -142,9 +148,12 @@ def worker_parts(config: UpConfig, counts: Counts, *, embedded: bool) -> list[Pa
     return parts
 
 
-async def _until_serving(supervisor: Supervisor, router: Part, workers: Sequence[Part]) -> None:
+async def _until_serving(
+    supervisor: Supervisor, router: Part, workers: Sequence[Part], say: Callable[[str], None]
+) -> None:
     """Until every worker is up and the router is connected to all of them."""
     await supervisor.wait_ready([router, *workers])
+    waited = 0.0
     async with Client(router.ready["grpc"]) as client:
         while True:
             try:
@@ -155,3 +164,13 @@ async def _until_serving(supervisor: Supervisor, router: Part, workers: Sequence
             if len(ready) >= len(workers) and status.models:
                 return
             await asyncio.sleep(_STATUS_SECONDS)
+            waited += _STATUS_SECONDS
+            if waited >= _SAY_SECONDS:
+                waited = 0.0
+                missing = {part.ready["id"] for part in workers} - {w.id for w in ready}
+                details = "; ".join(f"({w.id}: {w.detail})" for w in status.workers if w.id in missing and w.detail)
+                say(f"the router is not connected to {', '.join(sorted(missing))} yet {details}".rstrip())
+
+
+def _port(address: str) -> int:
+    return int(address.rsplit(":", 1)[1])

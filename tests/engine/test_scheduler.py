@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baton.hashing import block_hashes, root_hash
 from baton.ids import AttemptId
 from baton.sampling import SamplingParams
 from engine.block_pool import BlockPool
@@ -35,6 +36,7 @@ from engine.scheduler import Scheduler, SchedulerLimits
 from tests.engine.scripted_runner import ScriptedRunner, continuation, next_token
 
 BLOCK = 4
+ROOT = root_hash(b"model")
 
 
 class Harness:
@@ -137,6 +139,18 @@ def test_a_fully_cached_prompt_computes_its_last_block_again():
     h.run()
     assert h.cached[again] == 28
     assert h.tokens[again] == continuation(prompt_of(32), 5)
+
+
+def test_a_block_computed_again_takes_the_name_over_so_that_its_children_have_a_parent():
+    h = Harness(blocks=16)
+    h.add("a", prompt_of(32), count=1)
+    h.run()
+    h.add("b", prompt_of(32), count=10)
+    h.run()
+    third = h.add("c", prompt_of(32) + continuation(prompt_of(32), 8) + [7], count=1)
+    h.run()
+    assert h.cached[third] == 40
+    assert h.pool.counts().cached == 10, "no block is kept for a content that another one has"
 
 
 def test_other_salts_share_nothing():
@@ -331,7 +345,8 @@ def test_any_course_of_events_is_exact_and_leaks_nothing(data: st.DataObject):
     for number in range(60):
         action = rng.random()
         if action < 0.3 and number < 45:
-            prompt = rng.choice(heads)[: rng.randrange(17)] + prompt_of(rng.randrange(1, 12), seed=number)
+            head = rng.choice(heads)[: rng.choice((rng.randrange(17), 16))]
+            prompt = head + prompt_of(rng.randrange(12), seed=number) or [1]
             task = rng.choice(list(Task))
             prompts[h.add(f"r{number}", prompt, count=rng.randrange(1, 10), task=task)] = prompt
         elif action < 0.36 and prompts:
@@ -355,13 +370,20 @@ def test_any_course_of_events_is_exact_and_leaks_nothing(data: st.DataObject):
         if h.ended[request].reason is EndReason.CANCELLED:
             assert request in aborted
     assert h.idle()
+    parents = {}
+    for request, prompt in prompts.items():
+        chain = block_hashes(ROOT, prompt + h.tokens[request], BLOCK)
+        parents |= dict(zip(chain, [ROOT, *chain], strict=False))
     for event in h.events:
         if isinstance(event, BlocksStored):
-            assert names.isdisjoint(event.hashes)
-            names |= set(event.hashes)
+            for name in event.hashes:
+                assert name not in names
+                assert parents[name] in {ROOT, *names}, "stored before its parent"
+                names.add(name)
         elif isinstance(event, BlocksEvicted):
-            assert names >= set(event.hashes)
-            names -= set(event.hashes)
+            for name in event.hashes:
+                names.remove(name)
+                assert name not in {parents[n] for n in names}, "evicted before its children"
     assert len(names) == h.pool.counts().cached
 
 

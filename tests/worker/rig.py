@@ -11,7 +11,7 @@ from baton.hashing import block_hashes, root_hash
 from baton.ids import AttemptId, BlockHash, BlockIndex, BlockRef, Generation, Incarnation, TransferId, WorkerId
 from baton.metrics import Metrics, RequestMetrics, WorkerMetrics
 from baton.sampling import SamplingParams
-from baton.v1 import transfer_pb2, worker_pb2
+from baton.v1 import inference_pb2, transfer_pb2, worker_pb2
 from engine.block_pool import BlockPool
 from engine.engine import Engine
 from engine.messages import Command
@@ -47,6 +47,7 @@ class Rig:
         self.session = Session()
         self.core.open_session(self.session)
         self.told: list[worker_pb2.RequestEvent] = []
+        self.load = inference_pb2.Load()
 
     async def turn(self, steps: int = 1) -> None:
         """Commands in, a step, events out, and whatever the event loop then has to do."""
@@ -67,6 +68,7 @@ class Rig:
     def _listen(self) -> None:
         step = self.session.take()
         if step is not None:
+            self.load = step.load
             self.told += step.events
 
     def say(self, **message: object) -> None:
@@ -136,7 +138,7 @@ class ScriptedPuller:
         await self.offer_over.wait()
         raise HandoffFailed("the offer is over")
 
-    def commit(self, prompt: Sequence[int]) -> None:
+    def commit(self, prompt: Sequence[int], first_token: int | None = None) -> None:
         """The blocks have landed and are verified."""
         landing, blocks = self.landings[-1], self.reserved[-1]
         missing = -(-len(prompt) // BLOCK) - len(blocks)
@@ -146,7 +148,8 @@ class ScriptedPuller:
         if landing.state.value == "reserved":
             landing.land()
         assert landing.verify()
-        landing.commit(Landed(next_token(list(prompt)), len(blocks), 64 * len(blocks), 0.001, "shm"))
+        token = next_token(list(prompt)) if first_token is None else first_token
+        landing.commit(Landed(token, len(blocks), 64 * len(blocks), 0.001, "shm"))
 
 
 def ticket_for(prompt: Sequence[int], attempt: int = 0) -> transfer_pb2.Ticket:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from baton.errors import PeerLost
+from baton.sampling import SamplingParams
 from baton.v1 import transfer_pb2, worker_pb2
 from decode_worker.admission import Admission
 from tests.engine.scripted_runner import continuation
@@ -196,6 +197,35 @@ async def test_a_malformed_ticket_fails_the_handoff(rig: Rig) -> None:
     rig.assert_idle()
 
 
+async def test_a_request_longer_than_the_model_is_refused(rig: Rig) -> None:
+    rig.submit(worker_pb2.TASK_LOCAL, [1] * 64)
+    await rig.settle()
+    assert rig.end() == worker_pb2.END_REASON_INVALID
+    assert "64 tokens" in rig.events("ended")[0].ended.message
+    rig.assert_idle()
+
+
+async def test_a_first_token_outside_the_vocabulary_fails_the_handoff(rig: Rig) -> None:
+    await landing(rig)
+    rig.puller.commit(PROMPT, first_token=2**31)
+    await rig.settle()
+    assert rig.end() == worker_pb2.END_REASON_HANDOFF_FAILED
+    rig.assert_idle()
+
+
+async def test_a_defect_in_one_requests_handling_ends_that_request_alone(rig: Rig) -> None:
+    broken = rig.puller.land
+    rig.puller.land = lambda *a: 1 // 0
+    rig.submit(RECEIVE, PROMPT)
+    hand_over(rig)
+    other = rig.submit(worker_pb2.TASK_LOCAL, PROMPT[:5], attempt=1)
+    await rig.settle()
+    rig.puller.land = broken
+    ends = {event.id.attempt: event.ended.reason for event in rig.events("ended")}
+    assert ends == {0: worker_pb2.END_REASON_UNAVAILABLE, other.attempt: worker_pb2.END_REASON_LENGTH}
+    rig.assert_idle()
+
+
 async def test_repeats_and_strangers_change_nothing(rig: Rig) -> None:
     await queued(rig)
     hand_over(rig)
@@ -241,17 +271,18 @@ async def test_drain_ends_what_does_not_end_by_itself(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"task": worker_pb2.TASK_PREFILL}, "TASK_PREFILL"),
+        ({"task": worker_pb2.TASK_PREFILL}, "task is prefill; this worker takes receive and local"),
+        ({"task": 77}, "task is 77"),
+        ({"id": worker_pb2.AttemptId(request_id="r" * 300)}, "300 characters"),
+        ({"sampling": SamplingParams(temperature=1.0).to_proto()}, "seed"),
         ({"token_ids": []}, "prompt tokens"),
         ({"token_ids": [50]}, "vocabulary"),
         ({"num_prompt_tokens": 9}, "9 prompt tokens"),
-        ({"token_ids": [1] * 64, "num_prompt_tokens": 64, "task": worker_pb2.TASK_LOCAL}, "64 tokens"),
     ],
 )
-async def test_what_no_engine_could_do_is_refused(rig: Rig, changes: dict, words: str) -> None:
+async def test_what_no_engine_could_do_is_refused_at_once(rig: Rig, changes: dict, words: str) -> None:
     fields = {"id": proto_id(), "task": RECEIVE, "token_ids": [1], "num_prompt_tokens": 1} | changes
-    rig.say(submit=worker_pb2.Submit(**fields))
-    await rig.settle()
+    rig.say(submit=worker_pb2.Submit(**fields))  # and the engine, which has nothing to do, takes no step
     assert rig.end() == worker_pb2.END_REASON_INVALID
     assert words in rig.events("ended")[0].ended.message
     rig.assert_idle()

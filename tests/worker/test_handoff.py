@@ -78,9 +78,11 @@ async def test_released_blocks_go_back_to_the_pool(rig: Rig) -> None:
     await rig.turn(2)
     assert await rig.ledger.announcement(claimant) is not None
     rig.ledger.release(claimant)
+    assert rig.load.available_blocks == 26
     await rig.settle()
     rig.assert_idle()
     assert rig.pool.counts().cached == 5, "full blocks stay to be hit"
+    assert rig.load.available_blocks == 32, "the router hears of it although nothing else happened"
 
 
 async def test_nobody_comes_and_the_lease_frees_the_blocks(rig: Rig) -> None:
