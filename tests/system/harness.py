@@ -92,8 +92,8 @@ class System:
 
 
 @asynccontextmanager
-async def system(model: Path | str, log: Path, *flags: str) -> AsyncIterator[System]:
-    """`baton up` on free ports, until the block ends; it must then end well."""
+async def system(model: Path | str, log: Path, *flags: str, ends_with: int = 0) -> AsyncIterator[System]:
+    """`baton up` on free ports, until the block ends; it must then end with that status."""
     with log.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "baton.cli.main", "up", f"--model={model}", "--grpc-port=0", "--http-port=0", *flags,
@@ -107,7 +107,7 @@ async def system(model: Path | str, log: Path, *flags: str) -> AsyncIterator[Sys
         running = System(process, doors["grpc"], doors["http"], log)
         yield running
         status = await running.stop()
-        assert status == 0, f"baton up ended with {status}; its log:\n{tail(log)}"
+        assert status == ends_with, f"baton up ended with {status}; its log:\n{tail(log)}"
     finally:
         if process.returncode is None:
             process.kill()
@@ -147,3 +147,8 @@ def sum_metric(page: str, name: str, labels: dict[str, str]) -> float:
         for sample in family.samples
         if sample.name == name and all(sample.labels.get(k) == v for k, v in labels.items())
     )
+
+
+def children(pid: int) -> list[int]:
+    """Processes that any thread of a process started."""
+    return [int(w) for task in Path(f"/proc/{pid}/task").iterdir() for w in (task / "children").read_text().split()]

@@ -15,7 +15,7 @@ import pytest_asyncio
 from baton.client import Client
 from baton.sampling import SamplingParams
 from tests.system.conftest import Oracle, tokens
-from tests.system.harness import System, system, until
+from tests.system.harness import System, children, system, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -157,8 +157,3 @@ def redis_pid(running: System) -> int:
             if "valkey-server" in Path(f"/proc/{child}/cmdline").read_bytes().decode():
                 return child
     pytest.fail("no Redis process found")
-
-
-def children(pid: int) -> list[int]:
-    """Of all threads of a process."""
-    return [int(w) for task in Path(f"/proc/{pid}/task").iterdir() for w in (task / "children").read_text().split()]
