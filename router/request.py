@@ -14,6 +14,9 @@ from typing import Protocol
 from baton.ids import new_request_id
 from baton.sampling import SamplingParams
 
+WRITE_TIMEOUT_SECONDS = 60.0
+"""A client that takes nothing of its stream for so long is cut off, by either door."""
+
 
 class FinishReason(Enum):
     STOP = "stop"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from typing import Any, Protocol
 
 import grpc
 
+from baton.errors import DeadlineExceeded, RequestCancelled
 from baton.ids import new_request_id
 from baton.sampling import SamplingParams
 from baton.v1 import inference_pb2, inference_pb2_grpc
-from router.request import Chunk, Finished, FinishReason, Generates, GenerateSpec
+from router.request import WRITE_TIMEOUT_SECONDS, Chunk, Finished, FinishReason, Generates, GenerateSpec
 
 _FOREVER_SECONDS = 1e8
 """What gRPC calls the time remaining of a call without deadline is more than this."""
@@ -35,8 +37,9 @@ class Core(Generates, Protocol):
 class InferenceService(inference_pb2_grpc.InferenceServicer):
     """Behind `ErrorInterceptor`, which makes statuses of what is raised here."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, write_timeout_seconds: float = WRITE_TIMEOUT_SECONDS) -> None:
         self._core = core
+        self._write_timeout = write_timeout_seconds
         self.http_address = ""
 
     async def Generate(  # type: ignore[override]  # a coroutine that writes: cancelled where it is, it closes its stream
@@ -45,7 +48,17 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         spec = spec_from_proto(request, _remaining(context))
         async with aclosing(self._core.generate(spec)) as chunks:
             async for chunk in chunks:
-                await context.write(chunk_to_proto(chunk, spec.request_id))
+                await self._write(context, chunk_to_proto(chunk, spec.request_id))
+
+    async def _write(self, context: Context, response: inference_pb2.GenerateResponse) -> None:
+        """Waits while the client reads slowly. One that has stopped reading would hold its workers for ever."""
+        try:
+            async with asyncio.timeout(self._write_timeout):
+                await context.write(response)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the client took nothing for {self._write_timeout:g} s") from None
+        except grpc.aio.InternalError:  # what becomes of a write when the call ends under it
+            raise RequestCancelled("the client left") from None
 
     async def ListModels(
         self, request: inference_pb2.ListModelsRequest, context: Context

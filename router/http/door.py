@@ -14,7 +14,7 @@ from router.http.chat import ChatCompletions, RendersChat
 from router.http.completions import Completions
 from router.http.errors import MAX_BODY_BYTES, errors_as_json
 from router.http.system import System
-from router.request import Generates
+from router.request import WRITE_TIMEOUT_SECONDS, Generates
 
 
 class HttpDoor:
@@ -40,7 +40,7 @@ async def start_http(
     port: int,
     max_body_bytes: int,
     drain_seconds: float = 30.0,
-    write_timeout_seconds: float = 60.0,
+    write_timeout_seconds: float = WRITE_TIMEOUT_SECONDS,
 ) -> HttpDoor:
     """Serves from the moment it returns.
 

@@ -17,7 +17,11 @@ from baton.config import RouterConfig, RoutingConfig
 from baton.errors import CheckpointError, PortInUse
 from baton.rpc import LIVENESS
 from baton.v1 import inference_pb2, inference_pb2_grpc
+from router.interceptor import ErrorInterceptor
+from router.request import Chunk
 from router.server import RouterServer
+from router.service import InferenceService
+from tests.http.fake_core import FakeCore
 from tests.router.fake_worker import FakeWorker, expected_tokens
 from tests.router.system import FAST, FakeDirectory, byte_tokenizer, decode, prefill, unified
 
@@ -169,6 +173,49 @@ async def test_a_client_that_cancels_frees_the_worker() -> None:
         await worker.until(lambda: len(worker.cancels) == 1)
         async with asyncio.timeout(5):
             await door.server.relay._idle.wait()
+
+
+@asynccontextmanager
+async def unread_stream(timeout: float | None, write_timeout: float) -> AsyncIterator[tuple[FakeCore, Any]]:
+    """A call that answers without end, of which one message is read; more were written than fit on the way."""
+    core = FakeCore(lambda spec: [Chunk("x" * 60_000, (1,))] * 100_000)
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+    service = InferenceService(core, write_timeout)  # type: ignore[arg-type]  # Generate is all that is called
+    inference_pb2_grpc.add_InferenceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = inference_pb2_grpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
+        call = stub.Generate(inference_pb2.GenerateRequest(text="hello"), timeout=timeout)
+        await call.read()
+        produced = 0
+        while core.produced > produced:  # until a write is held back
+            produced = core.produced
+            await asyncio.sleep(0.1)
+        yield core, call
+    await server.stop(None)
+
+
+async def test_a_client_that_stops_reading_is_cut_off_and_told_so() -> None:
+    async with unread_stream(timeout=None, write_timeout=0.5) as (core, call):
+        await asyncio.wait_for(core.closed.wait(), 10)
+        assert core.open == 0
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            while await call.read() is not grpc.aio.EOF:
+                pass
+    assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert ended.value.details() == "the client took nothing for 0.5 s"
+
+
+@pytest.mark.parametrize("timeout", [1.0, None], ids=["its deadline passes", "it leaves"])
+async def test_a_client_that_goes_while_it_is_written_to_is_no_internal_error(
+    timeout: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with unread_stream(timeout, write_timeout=30.0) as (core, call):
+        if timeout is None:
+            call.cancel()
+        await asyncio.wait_for(core.closed.wait(), 10)
+    assert "internal error" not in caplog.text
 
 
 async def test_models_and_status_show_the_system() -> None:
