@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("baton", deadline=None, print_blob=True)
 settings.load_profile("baton")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A family's tiny float32 checkpoint, made once a session: not to be changed."""
+    from tests.checkpoints import build_checkpoint  # torch and transformers, for the tests that use them
+
+    @cache
+    def build(family: str) -> Path:
+        return build_checkpoint(family, tmp_path_factory.mktemp("checkpoints") / family)
+
+    return build

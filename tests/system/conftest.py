@@ -1,26 +1,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from functools import cache
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tests.checkpoints import VOCAB_SIZE, build_checkpoint, build_model
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A family's tiny float32 checkpoint, made once a session: not to be changed."""
-
-    @cache
-    def build(family: str) -> Path:
-        return build_checkpoint(family, tmp_path_factory.mktemp("checkpoints") / family)
-
-    return build
+from tests.checkpoints import VOCAB_SIZE, build_model
 
 
 class Oracle:
