@@ -13,14 +13,14 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
 import uvloop
 from prometheus_client import start_http_server
 
-from baton import logs
+from baton import logs, model_in_the_box
 from baton.config import WorkerConfig
 from baton.errors import BatonError, InternalError, PortInUse
 from baton.ids import WorkerId, new_incarnation
@@ -77,6 +77,7 @@ def main(role: WorkerRole, config: WorkerConfig, make_role: MakeRole) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until it serves, Ctrl-C ends the worker at once
     logs.configure(config.log.log_level, config.worker_id or part)
     try:
+        config = replace(config, model=model_in_the_box.resolve(config.model))
         uvloop.run(_serve(part, role, config, make_role))
     except BatonError as error:
         print(f"baton {part}: {error.message}", file=sys.stderr)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from baton import model_in_the_box
 from baton.cli.supervisor import Part, Supervisor
 from baton.client import Client
 from baton.config import DecodeConfig, RouterConfig, UpConfig, WorkerConfig, parse, to_argv
@@ -56,6 +57,7 @@ class Counts:
 
 def main(argv: Sequence[str]) -> int:
     config = parse(UpConfig, argv, prog="baton up")
+    config = dataclasses.replace(config, model=model_in_the_box.resolve(config.model))
     counts = Counts.of(config)
     asyncio.run(_run(config, counts))
     return 0

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
         (["--no-such-flag"], ["--no-such-flag"]),
         (["--block-size=0"], ["--block-size"]),
         (["--model=/no/such/directory"], ["/no/such/directory"]),
+        (["--model="], ["--model", "in the box"]),
         (["--redis-url=redis://127.0.0.1:1/0"], ["127.0.0.1:1"]),
         (["--redis-url=http://x"], ["redis://"]),
     ],
