@@ -42,6 +42,27 @@ async def test_a_drain_lets_open_streams_end(checkpoint: Callable[[str], Path], 
             oracle.check("llama", prompt, answer.token_ids)
 
 
+async def test_streams_outlive_the_only_decode_worker_and_the_only_prefill_worker(
+    checkpoint: Callable[[str], Path], oracle: Oracle, tmp_path: Path
+) -> None:
+    rng = random.Random(5)
+    prompts = [tokens(rng, rng.randrange(70, 400)) for _ in range(16)]
+    async with system(checkpoint("mistral"), tmp_path / "log") as running:
+        work = [asyncio.create_task(ask(running, prompt, 400)) for prompt in prompts]
+
+        async def in_mid_stream() -> bool:
+            return await running.metric("vllm:generation_tokens_total") > 16 * 20
+
+        await until(in_mid_stream, 30, lambda: "the streams have not begun")
+        await running.kill("decode")
+        await running.kill("prefill")
+        for prompt, answer in zip(prompts, await asyncio.gather(*work), strict=True):
+            assert len(answer.token_ids) == 400
+            oracle.check("mistral", prompt, answer.token_ids)
+        assert await running.metric("baton_requests_resumed_total") > 0
+        await running.assert_idle()
+
+
 async def test_unified_workers_serve_whole_prompts(
     checkpoint: Callable[[str], Path], oracle: Oracle, tmp_path: Path
 ) -> None:
