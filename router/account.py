@@ -5,7 +5,6 @@ from __future__ import annotations
 from baton.metrics import RequestMetrics, RouterMetrics
 from router.attempt import Attempt
 from router.events import Arrival, Landed, Side, Tokens
-from router.placement import Way
 from router.request import Finished, FinishReason, Timings, Usage
 
 
@@ -34,11 +33,8 @@ class Account:
 
     def _read_first(self, attempt: Attempt, arrival: Arrival) -> None:
         self._first_attempt = attempt
-        remote = attempt.placement.way is Way.REMOTE
         self._prefill_worker = attempt.worker(Side.PREFILL).id
-        # A prefill worker's answer begins with the ticket, when it takes the request on.
-        taken_at = attempt.state.offered_at if remote else None
-        self._prefill_seconds = arrival.at - (attempt.opened_at if taken_at is None else taken_at)
+        self._prefill_seconds = arrival.at - attempt.opened_at
         self._first_at = self._last_at = arrival.at
         self._metrics.time_to_first_token.observe(arrival.at - self._arrived_at)
 

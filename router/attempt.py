@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 
 from baton.clock import Clock
-from baton.errors import WorkerLost
+from baton.errors import Unavailable, WorkerLost
 from baton.ids import AttemptId
 from baton.v1 import worker_pb2
 from router.events import Arrival, DeadlinePassed, Inbox, Offered, Side
@@ -17,15 +17,17 @@ from router.merge import TokenLog
 from router.placement import Placement, Way, WorkerKey
 from router.prepare import PreparedRequest
 from router.session import WorkerSession
-from router.verdict import AttemptState, Verdict
+from router.verdict import AttemptState, Retry, Verdict
 from router.workers import Workers
 
+_LOCAL = ((Side.DECODE, worker_pb2.TASK_LOCAL),)
+_REMOTE = ((Side.DECODE, worker_pb2.TASK_RECEIVE), (Side.PREFILL, worker_pb2.TASK_PREFILL))
 _SPARE_EVENTS = 64
 """Arrivals beyond two for each token that may wait unread: tickets, landings, ends."""
 
 
 class Attempt:
-    """`open` it; raises WorkerLost or Unavailable where a worker does not take it."""
+    """`open` it, `take` what arrives until there is a verdict, `close` it."""
 
     def __init__(self, request: PreparedRequest, number: int, placement: Placement, log: TokenLog) -> None:
         self.id = AttemptId(request.name, number)
@@ -42,18 +44,19 @@ class Attempt:
         prefill = self.placement.prefill if side is Side.PREFILL else None
         return prefill or self.placement.decode
 
-    def open(self, workers: Workers, tokens: list[int], clock: Clock, deadline: float) -> None:
-        """`tokens`: prompt and answer so far. `deadline`: by `clock`, in seconds."""
+    def open(self, workers: Workers, tokens: list[int], clock: Clock, deadline: float) -> Retry | None:
+        """The verdict where a worker does not take it. `tokens`: prompt and answer so far. `deadline`: by `clock`."""
         self.opened_at = clock.now()
         remaining = max(deadline - self.opened_at, 0.001)
-        if self.placement.prefill is None:
-            self._submit(workers, Side.DECODE, worker_pb2.TASK_LOCAL, tokens, remaining)
-        else:
-            self._submit(workers, Side.DECODE, worker_pb2.TASK_RECEIVE, tokens, remaining)
-            self._submit(workers, Side.PREFILL, worker_pb2.TASK_PREFILL, tokens, remaining)
+        for side, task in _LOCAL if self.placement.prefill is None else _REMOTE:
+            try:
+                self._submit(workers, side, task, tokens, remaining)
+            except Unavailable as error:
+                return Retry(side, error.message)
         loop = asyncio.get_running_loop()
         passed = Arrival(Side.DECODE, deadline, DeadlinePassed())
         self._deadline = loop.call_later(remaining, self._inbox.force, passed)
+        return None
 
     def _submit(
         self, workers: Workers, side: Side, task: worker_pb2.Task.ValueType, tokens: list[int], remaining: float

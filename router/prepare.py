@@ -88,7 +88,7 @@ async def prepare(spec: GenerateSpec, model: ModelInfo, tokenizer: Tokenizer) ->
     left = model.max_model_len - len(prompt_ids)
     sampling = spec.sampling.with_defaults(max_tokens=left, seed=secrets.randbits(63))
     sampling.check(model.vocab_size)  # again: min_tokens may be more than the model's length leaves
-    ends = frozenset() if sampling.ignore_eos else model.eos_token_ids or tokenizer.eos_ids
+    ends = frozenset() if sampling.ignore_eos else model.eos_token_ids
     assert sampling.max_tokens is not None, "with_defaults fills it in"
     return PreparedRequest(
         name=f"{spec.request_id}~{secrets.token_hex(6)}",

@@ -160,7 +160,10 @@ class Relay:
         return self.workers.model
 
     async def _prepare(self, spec: GenerateSpec, model: ModelInfo) -> tuple[PreparedRequest, Tokenizer]:
-        tokenizer = await self.tokenizer()
+        try:
+            tokenizer = await self.tokenizer()
+        except Exception as error:  # the loader logs it and tries again; its words are of paths and libraries
+            raise Unavailable("the tokenizer could not be loaded; the router's log says why") from error
         return await prepare(spec, model, tokenizer), tokenizer
 
     async def _until(self, deadline: float, work: Awaitable[T]) -> T:

@@ -124,7 +124,7 @@ class WorkerSession:
 
     async def close(self) -> None:
         self._become(Link.CLOSED, "is gone")
-        self.attempts.lose_all(Lost(f"worker {self.name} is gone"))
+        self.attempts.lose_all(Lost(f"worker {self.peer.key.id} is gone"))
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
@@ -133,9 +133,9 @@ class WorkerSession:
     def open(self, submit: worker_pb2.Submit, side: Side, inbox: Inbox) -> AttemptId:
         """Sends a request's attempt; its events go to `inbox` until `abandon`. Raises WorkerLost, Unavailable."""
         if not self.standing:
-            raise WorkerLost(f"worker {self.name} {self.detail}")
+            raise WorkerLost(f"worker {self.peer.key.id} is not connected")
         if len(self._unsent) >= self._options.max_queued_messages:
-            raise Unavailable(f"worker {self.name} does not read: {len(self._unsent)} messages wait for it")
+            raise Unavailable(f"worker {self.peer.key.id} does not read: {len(self._unsent)} messages wait for it")
         attempt = AttemptId(submit.id.request_id, submit.id.attempt)
         self.attempts.add(attempt, side, inbox)
         self._recent[0] += len(submit.token_ids)
@@ -277,7 +277,7 @@ class WorkerSession:
             _log.info("worker %s %s", self.name, reason)
         self._unsent.clear()
         self._become(Link.BROKEN, reason)
-        self.attempts.lose_all(Lost(f"worker {self.name} was lost: {reason}"))
+        self.attempts.lose_all(Lost(f"worker {self.peer.key.id} was lost"))
 
     def _become(self, link: Link, detail: str) -> None:
         changed = link is not self.link or detail != self.detail

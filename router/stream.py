@@ -70,11 +70,11 @@ class Stream:
 
     async def run(self) -> AsyncGenerator[Chunk, None]:
         self._request_metrics.prompt_tokens.inc(len(self._request.prompt_ids))
-        message = ""
         for number in range(1, MAX_ATTEMPTS + 1):
             attempt = Attempt(self._request, number, await self._place(number), self._log)
             try:
-                verdict = self._open(attempt)
+                tokens = [*self._request.prompt_ids, *self._log.known]
+                verdict: Verdict | None = attempt.open(self._workers, tokens, self._clock, self._deadline)
                 while verdict is None:
                     chunk, verdict = await self._advance(attempt)
                     if verdict is not None:
@@ -92,16 +92,7 @@ class Stream:
                 yield self._last_chunk(attempt, Finish(over, verdict.blamed))
                 return
             self._prepare_resume(attempt, verdict, number)
-            message = verdict.message
-        raise Unavailable(f"gave up after {MAX_ATTEMPTS} attempts; the last one failed: {message}")
-
-    def _open(self, attempt: Attempt) -> Verdict | None:
-        try:
-            tokens = [*self._request.prompt_ids, *self._log.known]
-            attempt.open(self._workers, tokens, self._clock, self._deadline)
-        except Unavailable as error:
-            return Retry(Side.DECODE, error.message)
-        return None
+        raise Unavailable(f"gave up after {MAX_ATTEMPTS} attempts, which all lost a worker; try again later")
 
     # --- what arrives
 

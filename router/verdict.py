@@ -101,9 +101,8 @@ class AttemptState:
         self._finish: Finish | None = None
         self.landed: Landed | None = None
         self.decode_spoke = False
-        self.offered_at: float | None = None
         self.cached_tokens = 0
-        """The most of the prompt that either side found cached."""
+        """Of the prompt, where it is computed: found cached. What a receiving side finds saves bytes, not computing."""
 
     @property
     def handed_over(self) -> bool:
@@ -131,7 +130,6 @@ class AttemptState:
                 self.landed = landed
                 verdict = None
             case Offered():
-                self.offered_at = arrival.at
                 verdict = None
             case Lost(message):
                 verdict = self._take_loss(arrival.side, message)
@@ -141,7 +139,8 @@ class AttemptState:
 
     def _take_tokens(self, side: Side, tokens: Tokens) -> Verdict | None:
         self.decode_spoke |= side is Side.DECODE
-        self.cached_tokens = max(self.cached_tokens, tokens.cached_tokens)
+        if side is Side.PREFILL or not self._remote:
+            self.cached_tokens = max(self.cached_tokens, tokens.cached_tokens)
         self._reported[side] = max(self._reported[side], tokens.index + len(tokens.token_ids))
         try:
             self._log.add(tokens.index, tokens.token_ids)
@@ -158,7 +157,7 @@ class AttemptState:
     def _take_end(self, side: Side, ended: Ended) -> Verdict | None:
         self._ended[side] = ended.reason
         effect = _EFFECTS[side, ended.reason]
-        message = ended.message or f"the {side.value} worker ended it as {ended.reason.value}"
+        message = ended.message or f"the {side.value} worker ended it as {ended.reason.name}"
         if effect in _FINISHES:
             self._finish = self._finish or Finish(_FINISHES[effect], side)
         elif effect is _Effect.INVALID:

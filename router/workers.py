@@ -101,11 +101,12 @@ class Workers:
         )
 
     def missing(self) -> str:
-        """Empty when requests can be served; else which role is missing and what is known of its workers."""
+        """Empty when requests can be served; else which role is missing and how its workers are. Clients see it: where
+        a worker is and what its connection says is for `status` and the log."""
         if any(self._sessions[key].peer.role.decodes for key in self.ready()):
             return ""
         known = [
-            f"{session.name} {session.detail or 'is draining'}"
+            f"{session.peer.key.id} is {self.state(session).name.lower()}"
             for session in self.sessions()
             if session.peer.role.decodes
         ]

@@ -351,7 +351,7 @@ class Timings(_message.Message):
     total_seconds: _builtins.float
     """From arrival to the last token."""
     prefill_seconds: _builtins.float
-    """From the prefill worker's taking the request to its first token."""
+    """From sending the request to the worker that prefills it to its first token; the queue there is part of it."""
     transfer_seconds: _builtins.float
     """From the decode worker's claim to the commit of the landed blocks; 0 without a transfer."""
     transfer_blocks: _builtins.int

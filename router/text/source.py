@@ -11,7 +11,7 @@ from baton.errors import CheckpointError
 
 TOKENIZER_FILE = "tokenizer.json"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_PATTERNS = ("tokenizer*", "*token*.json", "chat_template*", "config.json", "generation_config.json")
+_PATTERNS = ("tokenizer*", "*token*.json", "chat_template*", "config.json")
 
 
 def checkpoint_directory(source: str) -> Path:

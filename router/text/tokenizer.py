@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NotRequired, TypedDict, TypeVar
 
 import jinja2
@@ -47,7 +46,7 @@ class ChatMessage(TypedDict):
 class Tokenizer:
     """Use `load`. All properties are fixed once loaded; methods may be called from several tasks at once."""
 
-    def __init__(self, fast: Any, source: str, eos_ids: frozenset[int]) -> None:
+    def __init__(self, fast: Any, source: str) -> None:
         """`fast`: a PreTrainedTokenizerFast, which this object then owns."""
         backend: Backend = fast.backend_tokenizer
         backend.no_truncation()  # tokenizer.json may ask for either; a prompt is taken as it is or refused
@@ -59,8 +58,6 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.special_ids: frozenset[int] = frozenset(i for i, token in added.items() if token.special)
         """Tokens that have no text."""
-        self.eos_ids = eos_ids
-        """Tokens that end an answer, as generation_config.json, config.json or the tokenizer say, in this order."""
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self.vocab_size: int = 1 + max(vocabulary.values(), default=-1)
         """One more than the highest id. The model's own may be larger, for its tables are often padded."""
@@ -76,16 +73,13 @@ class Tokenizer:
         directory = checkpoint_directory(source)
         for name in (TOKENIZER_FILE, "tokenizer_config.json"):
             read_json(directory / name)  # a damaged file is named before the loader reports it in its own words
-        eos_ids = _configured_eos_ids(directory)
         try:
             fast = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
         except Exception as error:  # whatever the loader makes of a wrong file: there is no one class for it
             raise CheckpointError(
                 f"{directory / TOKENIZER_FILE} holds no tokenizer that can be used: {error}"
             ) from error
-        if not eos_ids and fast.eos_token_id is not None:
-            eos_ids = frozenset((fast.eos_token_id,))
-        return cls(fast, source, eos_ids)
+        return cls(fast, source)
 
     async def encode(
         self, text: str, add_special_tokens: bool = True, *, max_tokens: int | None = None
@@ -150,13 +144,3 @@ class Tokenizer:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
-
-
-def _configured_eos_ids(directory: Path) -> frozenset[int]:
-    for name in ("generation_config.json", "config.json"):
-        value = read_json(directory / name).get("eos_token_id")
-        ids = value if isinstance(value, list) else [value]
-        found = frozenset(i for i in ids if isinstance(i, int) and not isinstance(i, bool))
-        if found:
-            return found
-    return frozenset()

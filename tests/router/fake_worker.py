@@ -80,6 +80,8 @@ class FakeWorker:
     """What its tickets say in place of its own."""
     say_prefilled: bool = False
     """A prefill worker that goes past EOS."""
+    ticket_seconds: float = 0.0
+    """How long a prefill worker lets a prompt wait before it takes it on."""
     overrun: bool = False
     """Goes on past max_tokens."""
     load: inference_pb2.Load = field(
@@ -224,6 +226,7 @@ class FakeWorker:
             landed = worker_pb2.Landed(seconds=0.5, blocks=3, bytes=300, transport="tcp")
             self.emit(submit.id, landed=landed)
         elif submit.task == worker_pb2.TASK_PREFILL:
+            await asyncio.sleep(self.ticket_seconds)
             ticket = self._ticket(submit.id)
             _SOURCES[ticket.transfer_id] = asyncio.Event()
             self.emit(submit.id, ticket=ticket)

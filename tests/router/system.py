@@ -32,7 +32,7 @@ FAST = SessionOptions(first_backoff_seconds=0.01, max_backoff_seconds=0.05, hell
 
 def byte_tokenizer(source: str = "tests") -> Tokenizer:
     """Token i is byte i; EOS has no text."""
-    return Tokenizer(_fast_byte_tokenizer(), source, frozenset([EOS]))
+    return Tokenizer(_fast_byte_tokenizer(), source)
 
 
 def save_byte_tokenizer(directory: Path) -> None:

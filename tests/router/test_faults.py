@@ -172,6 +172,36 @@ async def test_the_directory_is_not_asked_while_nobody_could_serve() -> None:
         assert (await answer).token_ids == expected_tokens(HELLO, 8)
 
 
+async def test_a_prefill_worker_that_cannot_be_sent_to_is_the_one_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(prefill(), decode()) as system:
+        (key,) = (key for key in system.workers.ready() if key.id == "P")
+        session = system.workers.session(key)
+        assert session is not None
+        monkeypatch.setattr(session, "_options", replace(FAST, max_queued_messages=0))
+        answered = await system.generate("hello")
+        assert [submit.task for submit in system["D"].submits] == [worker_pb2.TASK_RECEIVE, worker_pb2.TASK_LOCAL]
+    assert answered.token_ids == expected_tokens(HELLO, 8)
+
+
+async def test_without_end_of_sequence_tokens_only_a_word_ends_an_answer() -> None:
+    endless = worker_pb2.ModelInfo()
+    endless.CopyFrom(MODEL)
+    del endless.eos_token_ids[:]
+
+    async def never_say_so(worker: FakeWorker) -> None:
+        await asyncio.Event().wait()
+
+    worker = unified(model=endless, eos_at=3, before_end=never_say_so)
+    async with running(worker, resume_timeout_seconds=0.2) as system:
+        stream = system.relay.generate(spec("hello"))
+        tokens: list[int] = []
+        while len(tokens) < 4:
+            tokens += (await anext(stream)).token_ids
+        await worker.kill()
+        with pytest.raises(Unavailable, match="after 4 tokens"):
+            await anext(stream)
+
+
 async def test_a_stream_waits_for_a_worker_to_come_back() -> None:
     async with running(unified(before_token=die_at(3))) as system:
         answer = asyncio.create_task(system.generate("hello"))
@@ -183,8 +213,9 @@ async def test_a_stream_waits_for_a_worker_to_come_back() -> None:
 
 async def test_a_stream_that_nobody_goes_on_with_ends_with_a_clear_error() -> None:
     async with running(prefill(), decode(before_token=die_at(3)), resume_timeout_seconds=0.2) as system:
-        with pytest.raises(Unavailable, match=r"waited 0.2 s after \d tokens .* no decode or unified worker .*D \("):
+        with pytest.raises(Unavailable, match=r"waited 0.2 s after \d tokens .* no decode .*\(D is unreachable\)$"):
             await system.generate("hello")
+        assert system["D"].address in system.relay.status()[0].detail
         assert "no decode or unified worker" in system.relay.ready()
 
 

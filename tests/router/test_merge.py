@@ -153,6 +153,10 @@ def test_the_deadline_fails_it() -> None:
     assert isinstance(late.error, DeadlineExceeded)
 
 
+def test_a_worker_that_says_no_reason_is_quoted_by_its_word() -> None:
+    assert verdicts((D, Ended(EndReason.UNAVAILABLE, ""))) == [Retry(D, "the decode worker ended it as UNAVAILABLE")]
+
+
 def test_a_decode_worker_cannot_end_as_prefilled() -> None:
     (defect,) = verdicts((D, Ended(EndReason.PREFILLED, "")))
     assert isinstance(defect, Fail)

@@ -33,6 +33,28 @@ async def test_a_prompt_is_prefilled_on_one_worker_and_decoded_on_another() -> N
     assert finished.timings.resumes == 0
 
 
+async def test_what_a_decode_worker_had_of_the_blocks_was_computed_all_the_same() -> None:
+    async with running(prefill(cached_tokens=0), decode(cached_tokens=4)) as system:
+        answered = await system.generate("hello")
+    assert answered.finished.usage.cached_tokens == 0
+
+
+async def test_prefill_seconds_hold_the_wait_for_the_prefill_worker_too() -> None:
+    async with running(prefill(ticket_seconds=0.05), decode()) as system:
+        timings = (await system.generate("hello")).finished.timings
+    assert 0.05 <= timings.prefill_seconds <= timings.first_token_seconds
+
+
+async def test_a_client_hears_nothing_of_where_a_tokenizer_is_not() -> None:
+    def load(source: str) -> Tokenizer:
+        raise CheckpointError("/models/secret has no tokenizer.json")
+
+    async with running(load_tokenizer=load) as system:
+        await system.add(unified())
+        with pytest.raises(Unavailable, match=r"^the tokenizer could not be loaded; the router's log says why$"):
+            await system.generate("hello")
+
+
 async def test_both_workers_are_told_at_once_and_the_ticket_is_forwarded() -> None:
     async with running(prefill(), decode()) as system:
         await system.generate("hello", cache_salt=b"tenant", timeout_seconds=20.0)

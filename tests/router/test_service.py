@@ -196,13 +196,17 @@ async def unread_stream(timeout: float | None, write_timeout: float) -> AsyncIte
     await server.stop(None)
 
 
+async def read_on(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
 async def test_a_client_that_stops_reading_is_cut_off_and_told_so() -> None:
     async with unread_stream(timeout=None, write_timeout=0.5) as (core, call):
         await asyncio.wait_for(core.closed.wait(), 10)
         assert core.open == 0
         with pytest.raises(grpc.aio.AioRpcError) as ended:
-            while await call.read() is not grpc.aio.EOF:
-                pass
+            await read_on(call)
     assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert ended.value.details() == "the client took nothing for 0.5 s"
 

@@ -91,7 +91,6 @@ def write_checkpoint(
     kind: str = "byte_level",
     *,
     chat_template: str | None = CHAT_TEMPLATE,
-    generation_config: dict[str, object] | None = None,
 ) -> Path:
     """The text half of a checkpoint."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -106,6 +105,4 @@ def write_checkpoint(
     if chat_template is not None:
         config["chat_template"] = chat_template
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
-    if generation_config is not None:
-        (directory / "generation_config.json").write_text(json.dumps(generation_config))
     return directory

@@ -87,17 +87,6 @@ def test_what_the_checkpoint_says_of_truncation_is_not_followed(tmp_path: Path) 
     assert tokenizer.decode(asyncio.run(tokenizer.encode("the quick brown fox"))) == "the quick brown fox"
 
 
-@pytest.mark.parametrize(
-    ("generation_config", "expected"),
-    [({"eos_token_id": [7, 9]}, {7, 9}), ({"eos_token_id": 5}, {5}), ({}, {1}), (None, {1})],
-)
-def test_eos_ids_are_the_generation_configs_or_else_the_tokenizers(
-    tmp_path: Path, generation_config: dict[str, object] | None, expected: set[int]
-) -> None:
-    tokenizer = Tokenizer.load(str(write_checkpoint(tmp_path, generation_config=generation_config)))
-    assert tokenizer.eos_ids == expected
-
-
 def test_special_ids_and_vocab_size_are_the_tokenizers(tokenizers: dict[str, Tokenizer]) -> None:
     assert tokenizers["byte_level"].special_ids == {0, 1, 2}
     assert tokenizers["byte_level"].vocab_size == len(tokenizers["byte_level"]._backend.get_vocab())
@@ -155,7 +144,7 @@ def test_a_directory_without_a_tokenizer_is_named(tmp_path: Path) -> None:
         Tokenizer.load(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("content", ['{"cut off', "[]", "\x00\x01"])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
     directory = write_checkpoint(tmp_path)
