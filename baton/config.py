@@ -117,7 +117,7 @@ class RouterConfig:
     host: str = setting("127.0.0.1", "address to listen on")
     grpc_port: int = setting(50051, "port of the gRPC door; 0: any free one", **_PORT)
     http_port: int = setting(8000, "port of the HTTP door; 0: any free one", **_PORT)
-    max_message_bytes: int = setting(16 * 1024 * 1024, "largest request that is read", **at_least(1024))
+    max_message_bytes: int = setting(4 * 1024 * 1024, "largest request that is read", **at_least(1024))
     drain_seconds: float = setting(30.0, "how long open requests may take to end after SIGTERM", **at_least(0))
 
 

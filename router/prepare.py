@@ -103,13 +103,17 @@ async def prepare(spec: GenerateSpec, model: ModelInfo, tokenizer: Tokenizer) ->
     )
 
 
-def _check_tokens(prompt_ids: tuple[int, ...], model: ModelInfo) -> None:
-    if len(prompt_ids) >= model.max_model_len:
+def check_length(num_tokens: int, max_model_len: int) -> None:
+    if num_tokens >= max_model_len:
         raise InvalidRequest(
-            f"prompt has {len(prompt_ids)} tokens; the model takes {model.max_model_len} tokens of prompt and answer "
-            f"together, so a prompt of at most {model.max_model_len - 1}",
+            f"prompt has {num_tokens} tokens; the model takes {max_model_len} tokens of prompt and answer "
+            f"together, so a prompt of at most {max_model_len - 1}",
             param="prompt",
         )
+
+
+def _check_tokens(prompt_ids: tuple[int, ...], model: ModelInfo) -> None:
+    check_length(len(prompt_ids), model.max_model_len)
     if min(prompt_ids) < 0 or max(prompt_ids) >= model.vocab_size:
         wrong = next(i for i in prompt_ids if not 0 <= i < model.vocab_size)
         raise InvalidRequest(

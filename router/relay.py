@@ -45,13 +45,16 @@ class Relay:
         self.workers = workers
         self.open_requests = 0
         self.draining = False
-        """Once set, new requests are refused; open ones go on."""
+        """Once set, new requests are refused; open ones go on until `cut_off`."""
         self._config = config
         self._metrics = metrics
         self._router_metrics = router_metrics
         self._loader = TokenizerLoader(workers, model, load_tokenizer)
         self._clock = clock or MonotonicClock()
         self._request_metrics: RequestMetrics | None = None
+        self._cut_off = False
+        self._waiting: set[asyncio.Timeout] = set()
+        """Of every open request that waits for its next chunk."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -88,6 +91,15 @@ class Relay:
     # --- a request
 
     async def generate(self, spec: GenerateSpec) -> AsyncGenerator[Chunk, None]:
+        async with aclosing(self._generate(spec)) as chunks:
+            while True:
+                try:
+                    chunk = await self._unless_cut_off(anext(chunks))
+                except StopAsyncIteration:
+                    return
+                yield chunk
+
+    async def _generate(self, spec: GenerateSpec) -> AsyncGenerator[Chunk, None]:
         arrived_at = self._clock.now()
         with self._admitted():
             check_form(spec)
@@ -123,6 +135,12 @@ class Relay:
             return False
         return True
 
+    def cut_off(self) -> None:
+        """Ends every open request with an error that says why, so that no client sees an answer break off."""
+        self.draining = self._cut_off = True
+        for waiting in self._waiting:
+            waiting.reschedule(asyncio.get_running_loop().time())
+
     async def close(self) -> None:
         await self._loader.close()
 
@@ -147,6 +165,17 @@ class Relay:
             self._router_metrics.requests_open.set(self.open_requests)
             if not self.open_requests:
                 self._idle.set()
+
+    async def _unless_cut_off(self, work: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(0 if self._cut_off else None) as waiting:
+                self._waiting.add(waiting)
+                try:
+                    return await work
+                finally:
+                    self._waiting.discard(waiting)
+        except TimeoutError:
+            raise Unavailable("the router is shutting down; ask again") from None
 
     async def _served_model(self, deadline: float) -> ModelInfo:
         """Waits for a first worker where none has said yet what is served."""

@@ -2,8 +2,8 @@
 
     Redis ──► directory ──► worker sessions ──► relay ──► gRPC door, HTTP door
 
-SIGTERM or SIGINT: health turns NOT_SERVING, new requests are refused, open streams may end within `drain_seconds`.
-A second signal ends it at once.
+SIGTERM or SIGINT: health turns NOT_SERVING, new requests are refused, open streams may end within `drain_seconds`;
+those that do not end with an error that says why. A second signal ends the wait.
 """
 
 from __future__ import annotations
@@ -121,12 +121,13 @@ class RouterServer:
             await self._health.set(False)
         if not await self.relay.drain(self.config.drain_seconds):
             _log.warning(
-                "%d requests did not end within %g s (--drain-seconds); they are cut off",
+                "%d requests did not end within %g s (--drain-seconds); they are told so and cut off",
                 self.relay.open_requests,
                 self.config.drain_seconds,
             )
 
     async def stop(self) -> None:
+        self.relay.cut_off()
         await self._closing.aclose()
 
 

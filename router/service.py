@@ -12,6 +12,7 @@ from baton.errors import DeadlineExceeded, RequestCancelled
 from baton.ids import new_request_id
 from baton.sampling import SamplingParams
 from baton.v1 import inference_pb2, inference_pb2_grpc
+from router.prepare import check_length
 from router.request import WRITE_TIMEOUT_SECONDS, Chunk, Finished, FinishReason, Generates, GenerateSpec
 
 _FOREVER_SECONDS = 1e8
@@ -45,6 +46,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     async def Generate(  # type: ignore[override]  # a coroutine that writes: cancelled where it is, it closes its stream
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> None:
+        for model in self._core.models():  # before the ids are copied: a message has room for millions
+            check_length(len(request.token_ids.ids), model.max_model_len)
         spec = spec_from_proto(request, _remaining(context))
         async with aclosing(self._core.generate(spec)) as chunks:
             async for chunk in chunks:

@@ -67,7 +67,10 @@ class Workers:
 
     async def _watch(self) -> None:
         async for records in self.directory.watch():
-            self._reconcile(records)
+            try:
+                self._reconcile(records)
+            except Exception:  # one record that cannot be taken in must not end discovery for all others
+                _log.exception("the listed workers could not be taken in; those known stay")
 
     # --- what others see
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -14,6 +15,7 @@ from router.http.errors import MAX_BODY_BYTES, REQUEST_ID, Handler
 from router.request import Generates
 
 REQUEST_ID_HEADER = "X-Request-Id"
+_READ_SECONDS = 30.0
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,100}")
 
 
@@ -36,7 +38,10 @@ async def read_json(request: web.Request) -> dict[str, Any]:
     if request.content_length is not None and request.content_length > limit:
         raise MessageTooLarge(f"body is {request.content_length} bytes; at most {limit} are read")
     try:
-        body = await request.read()
+        async with asyncio.timeout(_READ_SECONDS):
+            body = await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(reason=f"the body did not come within {_READ_SECONDS:g} s") from None
     except web.RequestPayloadError as error:
         raise InvalidRequest(f"body cannot be read: {error}") from error
     return parse_json(body)

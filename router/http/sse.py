@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -52,22 +52,22 @@ class EventStream:
         return self._response.prepared
 
     async def _write(self, text: str) -> None:
+        await self._taken(self._response.write(text.encode()))
+
+    async def _end(self) -> web.StreamResponse:
+        await self._taken(self._response.write_eof())
+        return self._response
+
+    async def _taken(self, writing: Awaitable[None]) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                await self._response.write(text.encode())
+                await writing
         except TimeoutError:
             if self._request.transport is not None:
                 self._request.transport.abort()
             raise ClientGone(f"the client took nothing for {self._timeout:g} s") from None
         except ConnectionError as error:
             raise ClientGone(str(error)) from None
-
-    async def _end(self) -> web.StreamResponse:
-        try:
-            await self._response.write_eof()
-        except ConnectionError as error:
-            raise ClientGone(str(error)) from None
-        return self._response
 
 
 def _event(value: Mapping[str, Any], *, ensure_ascii: bool = False) -> str:

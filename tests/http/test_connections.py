@@ -9,24 +9,25 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 import uvloop
+from aiohttp import web
 
 from baton.errors import ConfigError, PortInUse
 from baton.metrics import Metrics
-from router.http import HttpDoor, start_http
+from router.http import HttpDoor, asked, start_http
 from router.request import Chunk
 from tests.http.conftest import MAX_BODY_BYTES, Served
 from tests.http.fake_core import FakeCore, answer
 
 
-async def connect(door: HttpDoor, body: dict[str, object]) -> socket.socket:
-    """A raw connection with a request on it, of which nothing is read."""
+async def connect(door: HttpDoor, body: dict[str, object], missing: int = 0) -> socket.socket:
+    """A raw connection with a request on it, of which nothing is read. `missing`: bytes of the body kept back."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.setblocking(False)
     loop = asyncio.get_running_loop()
     await loop.sock_connect(client, ("127.0.0.1", door.port))
     data = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data) + missing}\r\n\r\n".encode()
     await loop.sock_sendall(client, head + data)
     return client
 
@@ -65,6 +66,27 @@ async def test_a_client_that_reads_nothing_holds_the_answer_back_and_is_cut_off(
     client = await connect(served.door, {"prompt": "x", "stream": True})
     await asyncio.wait_for(served.core.closed.wait(), 20)
     assert served.core.produced < plenty / 10  # what the kernel's buffers take, not more
+    client.close()
+
+
+async def test_a_client_that_does_not_take_the_end_is_cut_off(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def held_back(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(web.StreamResponse, "write_eof", held_back)
+    client = await connect(served.door, {"prompt": "x", "stream": True})
+    await read_until(client, b"[DONE]")
+    with pytest.raises((ConnectionError, AssertionError), match=r"ended|reset"):
+        await read_until(client, b"more")
+    client.close()
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asked, "_READ_SECONDS", 0.1)
+    client = await connect(served.door, {"prompt": "x"}, missing=1)
+    got = await read_until(client, b"}}")
+    assert got.startswith(b"HTTP/1.1 408 ")
+    assert b"the body did not come within 0.1 s" in got
     client.close()
 
 

@@ -377,6 +377,22 @@ async def test_a_worker_that_answers_under_another_name_is_not_used() -> None:
         assert [key.id for key in system.workers.ready()] == ["U1"]
 
 
+async def test_a_record_that_cannot_be_taken_in_does_not_end_discovery(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running() as system:
+        refused = asyncio.Event()
+
+        def refuse(*_: object) -> None:
+            refused.set()
+            raise ValueError("what nobody thought of")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(system.workers, "_connect", refuse)
+            await system.add(unified("U1"))
+            await asyncio.wait_for(refused.wait(), 5)
+        await system.add(unified("U2"))
+        await system.until(lambda: len(system.workers.ready()) == 2)
+
+
 async def test_a_peer_that_falls_silent_behind_an_open_connection_is_found_dead() -> None:
     options = SessionOptions(
         keepalive_seconds=0.2,

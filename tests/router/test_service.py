@@ -284,6 +284,30 @@ async def test_draining_lets_open_streams_end_and_turns_others_away() -> None:
         assert (await first)[-1].finished.usage.completion_tokens == 8
 
 
+async def test_streams_that_outlast_the_drain_are_told_why_by_both_doors() -> None:
+    async def stall(_: object, __: object, index: int) -> None:
+        if index == 3:
+            await asyncio.Event().wait()
+
+    worker = unified(before_token=stall)
+    body = {"prompt": "hello", "max_tokens": 8, "stream": True}
+    async with open_door(worker, drain_seconds=0.1) as door, aiohttp.ClientSession() as session:
+        by_grpc = asyncio.create_task(door.generate())
+        async with session.post(f"http://{door.server.http_address}/v1/completions", json=body) as response:
+            await response.content.readuntil(b"\n\n")
+            await worker.until(lambda: len(worker.submits) == 2)
+            await door.server.drain()
+            stopping = asyncio.create_task(door.server.stop())
+            rest = (await response.read()).decode()
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await by_grpc
+        await stopping
+    assert "the router is shutting down" in rest.split("data: ")[-1]
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "shutting down" in (ended.value.details() or "")
+    assert door.server.relay.open_requests == 0
+
+
 async def test_both_doors_serve_the_same_core() -> None:
     body = {"prompt": "hello", "max_tokens": 8, "seed": 0, "temperature": 0}
     async with open_door(prefill(), decode()) as door, aiohttp.ClientSession() as session:
