@@ -28,6 +28,8 @@ STATES = {
     pb.WORKER_STATE_UNREACHABLE: "unreachable",
 }
 
+_WIRE_IDS = 2**32
+"""Token ids that the wire has room for; which of them the model knows is the router's to say."""
 _ERRORS: dict[grpc.StatusCode, type[errors.BatonError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidRequest,
     grpc.StatusCode.NOT_FOUND: errors.ModelNotFound,
@@ -35,6 +37,7 @@ _ERRORS: dict[grpc.StatusCode, type[errors.BatonError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
     grpc.StatusCode.CANCELLED: errors.RequestCancelled,
     grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
+    grpc.StatusCode.FAILED_PRECONDITION: errors.ConfigError,
 }
 
 
@@ -91,25 +94,32 @@ class Client:
         model: str = "",
         stop: Sequence[str] = (),
         request_id: str = "",
+        cache_salt: bytes = b"",
         timeout: float | None = None,
     ) -> AsyncIterator[pb.GenerateResponse]:
         """The answer as it comes: `text` and `token_ids` of each part, `finished` in the last.
 
-        Leaving the loop cancels. `timeout` is the request's deadline, in seconds.
+        Leaving the loop cancels. `timeout` is the request's deadline, in seconds. Requests share cached prefix blocks
+        only with requests of the same `cache_salt`.
         """
-        request = pb.GenerateRequest(
-            model=model,
-            sampling=(sampling or SamplingParams()).to_proto(),
-            stop=stop,
-            request_id=request_id,
-        )
-        if isinstance(prompt, str):
-            request.text = prompt
-        else:
-            try:
+        sampling = sampling or SamplingParams()
+        sampling.check(_WIRE_IDS)
+        try:
+            request = pb.GenerateRequest(
+                model=model,
+                sampling=sampling.to_proto(),
+                stop=stop,
+                request_id=request_id,
+                cache_salt=cache_salt,
+            )
+            if isinstance(prompt, str):
+                request.text = prompt
+            else:
                 request.token_ids.ids.extend(prompt)
-            except (ValueError, TypeError) as error:
-                raise errors.InvalidRequest(f"token ids must be whole numbers from 0 to 2^32 - 1: {error}") from None
+        except (ValueError, TypeError) as error:
+            raise errors.InvalidRequest(
+                f"the request cannot be sent: {error}; texts must be valid Unicode, numbers whole and below 2^32"
+            ) from None
         call = self._stub.Generate(request, timeout=timeout)
         try:
             async for response in call:
