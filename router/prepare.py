@@ -15,7 +15,7 @@ from baton.hashing import block_hashes, root_hash
 from baton.ids import BlockHash
 from baton.sampling import SamplingParams
 from router.model import ModelInfo
-from router.request import GenerateSpec
+from router.request import Conversation, GenerateSpec
 from router.text.tokenizer import Tokenizer
 
 MAX_STOP_STRINGS = 16
@@ -59,11 +59,12 @@ def check_form(spec: GenerateSpec) -> None:
     for stop in spec.stop:
         if not 1 <= len(stop) <= MAX_STOP_CHARACTERS:
             raise _wrong("stop", f"a string of {len(stop)} characters", f"of 1 to {MAX_STOP_CHARACTERS} each")
-        _require_unicode("stop", stop)
-    if len(spec.prompt) == 0:
+        try:
+            stop.encode()
+        except UnicodeEncodeError as error:
+            raise _wrong("stop", f"text with a lone surrogate at character {error.start}", "valid Unicode") from None
+    if spec.prompt in ("", ()):
         raise InvalidRequest("prompt is empty; it must have at least one token", param="prompt")
-    if isinstance(spec.prompt, str):
-        _require_unicode("prompt", spec.prompt)
     if spec.timeout_seconds is not None and not spec.timeout_seconds >= 0:
         raise _wrong("timeout", f"{spec.timeout_seconds} s", "0 or more")
 
@@ -78,12 +79,7 @@ def check_model(spec: GenerateSpec, model: ModelInfo) -> None:
 
 async def prepare(spec: GenerateSpec, model: ModelInfo, tokenizer: Tokenizer) -> PreparedRequest:
     """`spec` has passed `check_form` and `check_model`. Raises InvalidRequest."""
-    if isinstance(spec.prompt, str):
-        prompt_ids = await tokenizer.encode(spec.prompt, spec.add_special_tokens, max_tokens=model.max_model_len)
-        if not prompt_ids:
-            raise InvalidRequest("prompt has no tokens; it must have at least one", param="prompt")
-    else:
-        prompt_ids = spec.prompt
+    prompt_ids = await _prompt_ids(spec, model, tokenizer)
     _check_tokens(prompt_ids, model)
     left = model.max_model_len - len(prompt_ids)
     sampling = spec.sampling.with_defaults(max_tokens=left, seed=secrets.randbits(63))
@@ -101,6 +97,19 @@ async def prepare(spec: GenerateSpec, model: ModelInfo, tokenizer: Tokenizer) ->
         prompt_hashes=await _hashes(prompt_ids, model, spec.cache_salt),
         end_ids=ends | frozenset(sampling.stop_token_ids),
     )
+
+
+async def _prompt_ids(spec: GenerateSpec, model: ModelInfo, tokenizer: Tokenizer) -> tuple[int, ...]:
+    text, add_special_tokens = spec.prompt, spec.add_special_tokens
+    if isinstance(text, Conversation):
+        text = await tokenizer.render_chat(text.messages, add_generation_prompt=text.add_generation_prompt)
+        add_special_tokens = False
+    if not isinstance(text, str):
+        return text
+    prompt_ids = await tokenizer.encode(text, add_special_tokens, max_tokens=model.max_model_len)
+    if not prompt_ids:
+        raise InvalidRequest("prompt has no tokens; it must have at least one", param="prompt")
+    return prompt_ids
 
 
 def check_length(num_tokens: int, max_model_len: int) -> None:
@@ -126,13 +135,6 @@ async def _hashes(prompt_ids: tuple[int, ...], model: ModelInfo, salt: bytes) ->
     if len(prompt_ids) < _HASH_IN_THREAD:
         return tuple(block_hashes(root, prompt_ids, model.block_size))
     return tuple(await asyncio.to_thread(block_hashes, root, prompt_ids, model.block_size))
-
-
-def _require_unicode(param: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise _wrong(param, f"text with a lone surrogate at character {error.start}", "valid Unicode") from None
 
 
 def _wrong(param: str, value: str, right: str) -> InvalidRequest:

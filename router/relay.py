@@ -81,10 +81,6 @@ class Relay:
         """Of the served model; waits for it. Raises CheckpointError, or whatever else the load failed with."""
         return await self._loader.get()
 
-    def loaded_tokenizer(self) -> Tokenizer | None:
-        """None while it is being loaded, or could not be."""
-        return self._loader.loaded()
-
     def start(self) -> None:
         self._loader.start()
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from baton.ids import new_request_id
 from baton.sampling import SamplingParams
+from router.text import ChatMessage
 
 WRITE_TIMEOUT_SECONDS = 60.0
 """A client that takes nothing of its stream for so long is cut off, by either door."""
@@ -26,9 +27,17 @@ class FinishReason(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Conversation:
+    """At least one message, for the model's chat template, which brings its own special tokens."""
+
+    messages: tuple[ChatMessage, ...]
+    add_generation_prompt: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateSpec:
-    prompt: str | tuple[int, ...]
-    """Text, which the router tokenises, or token ids, used as they are."""
+    prompt: str | tuple[int, ...] | Conversation
+    """Text, which the router tokenises, token ids, used as they are, or a conversation, which it renders first."""
     sampling: SamplingParams
     model: str = ""
     """Served name; empty: the one that is served."""
@@ -38,7 +47,7 @@ class GenerateSpec:
     timeout_seconds: float | None = None
     """Until the request's deadline; None: the router's default."""
     add_special_tokens: bool = True
-    """False where the text was rendered by a chat template, which brings its own."""
+    """To a text; a conversation never gets any but its template's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,6 @@ class RouterServer:
     async def _start_http(self) -> None:
         door = await start_http(
             self.relay,
-            self.relay.loaded_tokenizer,
             self.metrics,
             host=self.config.host,
             port=self.config.http_port,

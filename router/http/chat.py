@@ -1,30 +1,23 @@
-"""/v1/chat/completions: a conversation, in the words of the model's chat template, to one message."""
+"""/v1/chat/completions: a conversation to one message."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from aiohttp import web
 
-from baton.errors import InvalidRequest, Unavailable
+from baton.errors import InvalidRequest
 from router.http.answering import Answering, Json
 from router.http.asked import read_json, served_name
 from router.http.body import flag, integer, json_field, kind_of, read_request, text
 from router.http.errors import REQUEST_ID
 from router.http.sampling import NEUTRAL_CHAT, SharedFields
-from router.request import Generates, GenerateSpec
+from router.request import Conversation, Generates, GenerateSpec
 from router.text import ChatMessage
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """Roles taken, and what the template is told: `developer` is OpenAI's later word for `system`."""
-
-
-class RendersChat(Protocol):
-    """What chat needs of a tokenizer; `router.text.Tokenizer` is one."""
-
-    async def render_chat(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True) -> str: ...
 
 
 def _messages(name: str, value: Any) -> tuple[ChatMessage, ...]:
@@ -93,27 +86,21 @@ class ChatShape:
 
 
 class ChatCompletions:
-    def __init__(self, core: Generates, chat: Callable[[], RendersChat | None], write_timeout_seconds: float) -> None:
+    def __init__(self, core: Generates, write_timeout_seconds: float) -> None:
         self._core = core
-        self._chat = chat
         self._write_timeout = write_timeout_seconds
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         asked = read_request(ChatRequest, await read_json(request), NEUTRAL_CHAT)
         model = served_name(self._core, asked.model)
-        renderer = self._chat()
-        if renderer is None:
-            raise Unavailable(f"the tokenizer is not loaded yet: {self._core.ready() or 'try again soon'}")
-        prompt = await renderer.render_chat(asked.messages, add_generation_prompt=asked.add_generation_prompt)
         max_tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
         spec = GenerateSpec(
-            prompt=prompt,
+            prompt=Conversation(asked.messages, asked.add_generation_prompt),
             sampling=asked.sampling(max_tokens),
             model=model,
             stop=asked.stop,
             request_id=request[REQUEST_ID],
             cache_salt=asked.cache_salt,
-            add_special_tokens=False,
         )
         answering = Answering(
             core=self._core,

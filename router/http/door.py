@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 
 from aiohttp import web
 
 from baton.errors import ConfigError, PortInUse
 from baton.metrics import Metrics
 from router.http.asked import identify, return_request_id
-from router.http.chat import ChatCompletions, RendersChat
+from router.http.chat import ChatCompletions
 from router.http.completions import Completions
 from router.http.errors import MAX_BODY_BYTES, errors_as_json
 from router.http.system import System
@@ -33,7 +32,6 @@ class HttpDoor:
 
 async def start_http(
     core: Generates,
-    chat: Callable[[], RendersChat | None],
     metrics: Metrics,
     *,
     host: str,
@@ -44,7 +42,7 @@ async def start_http(
 ) -> HttpDoor:
     """Serves from the moment it returns.
 
-    `chat` gives what renders conversations, or None while no tokenizer is loaded yet. `port` 0 picks a free one.
+    `port` 0 picks a free one.
     `drain_seconds`: how long `stop` waits for open requests. A client that takes nothing of its stream for
     `write_timeout_seconds` is cut off. Raises PortInUse, or ConfigError where the address is no good.
     """
@@ -55,7 +53,7 @@ async def start_http(
     app.add_routes(
         [
             web.post("/v1/completions", Completions(core, write_timeout_seconds).handle),
-            web.post("/v1/chat/completions", ChatCompletions(core, chat, write_timeout_seconds).handle),
+            web.post("/v1/chat/completions", ChatCompletions(core, write_timeout_seconds).handle),
             web.get("/v1/models", system.models),
             web.get("/v1/models/{name:.+}", system.model),  # a served name may be a hub id, with its slash
             web.get("/health", system.ready),

@@ -11,7 +11,7 @@ import pytest
 
 from baton.metrics import Metrics
 from router.http import HttpDoor, start_http
-from tests.http.fake_core import FakeChat, FakeCore
+from tests.http.fake_core import FakeCore
 
 MAX_BODY_BYTES = 64 * 1024
 
@@ -20,7 +20,6 @@ MAX_BODY_BYTES = 64 * 1024
 class Served:
     door: HttpDoor
     core: FakeCore
-    chat: FakeChat
     metrics: Metrics
     http: aiohttp.ClientSession
     openai: openai.AsyncOpenAI
@@ -52,10 +51,9 @@ class Served:
 
 @pytest.fixture
 async def served() -> AsyncGenerator[Served, None]:
-    core, chat, metrics = FakeCore(), FakeChat(), Metrics()
+    core, metrics = FakeCore(), Metrics()
     door = await start_http(
         core,
-        lambda: chat,
         metrics,
         host="127.0.0.1",
         port=0,
@@ -65,6 +63,6 @@ async def served() -> AsyncGenerator[Served, None]:
     )
     client = openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{door.port}/v1", api_key="none", max_retries=0)
     async with aiohttp.ClientSession() as session, client:
-        yield Served(door, core, chat, metrics, session, client)
+        yield Served(door, core, metrics, session, client)
     await door.stop()
     assert core.open == 0, "a generation was left open"

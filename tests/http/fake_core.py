@@ -6,9 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from baton.errors import BatonError
-from router.request import Chunk, Finished, FinishReason, GenerateSpec, ServedModel, Timings, Usage
-from router.text import ChatMessage
+from router.request import Chunk, Conversation, Finished, FinishReason, GenerateSpec, ServedModel, Timings, Usage
 
 MODEL = "org/tiny"
 
@@ -72,16 +70,8 @@ class FakeCore:
         return self.missing
 
 
-@dataclass
-class FakeChat:
-    """A template that shows what it was given."""
-
-    error: BatonError | None = None
-    conversations: list[Sequence[ChatMessage]] = field(default_factory=list)
-
-    async def render_chat(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True) -> str:
-        if self.error is not None:
-            raise self.error
-        self.conversations.append(messages)
-        turns = "".join(f"[{message['role']}]{message['content']}" for message in messages)
-        return turns + ("[assistant]" if add_generation_prompt else "")
+def shown(spec: GenerateSpec) -> str:
+    """The conversation that was asked with, by a template that shows what it is given."""
+    assert isinstance(spec.prompt, Conversation)
+    turns = "".join(f"[{message['role']}]{message['content']}" for message in spec.prompt.messages)
+    return turns + ("[assistant]" if spec.prompt.add_generation_prompt else "")

@@ -7,12 +7,8 @@ from typing import Any
 import pytest
 
 from baton.errors import InvalidRequest
-from baton.metrics import Metrics
-from router.http import start_http
-from router.text import Tokenizer
-from tests.http.conftest import MAX_BODY_BYTES, Served
-from tests.http.fake_core import FakeCore
-from tests.text.checkpoints import write_checkpoint
+from tests.http.conftest import Served
+from tests.http.fake_core import shown
 
 PATH = "/v1/chat/completions"
 USER = {"role": "user", "content": "hi"}
@@ -21,7 +17,7 @@ USER = {"role": "user", "content": "hi"}
 async def test_parts_of_text_become_one_text(served: Served) -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     await served.post(PATH, {"messages": [{"role": "user", "content": parts}]})
-    assert served.core.specs[0].prompt == "[user]one\ntwo[assistant]"
+    assert shown(served.core.specs[0]) == "[user]one\ntwo[assistant]"
 
 
 async def test_roles_and_names_reach_the_template(served: Served) -> None:
@@ -34,13 +30,13 @@ async def test_roles_and_names_reach_the_template(served: Served) -> None:
     ]
     status, *_ = await served.post(PATH, {"messages": messages})
     assert status == 200
-    assert served.core.specs[0].prompt == "[system]a[system]b[user]c[assistant][user]d[assistant]"
-    assert served.chat.conversations[0][2]["name"] == "Ada"
+    assert shown(served.core.specs[0]) == "[system]a[system]b[user]c[assistant][user]d[assistant]"
+    assert served.core.specs[0].prompt.messages[2]["name"] == "Ada"
 
 
 async def test_the_generation_prompt_can_be_left_out(served: Served) -> None:
     await served.post(PATH, {"messages": [USER], "add_generation_prompt": False})
-    assert served.core.specs[0].prompt == "[user]hi"
+    assert shown(served.core.specs[0]) == "[user]hi"
 
 
 @pytest.mark.parametrize(
@@ -114,33 +110,3 @@ async def test_fields_that_ask_for_nothing_are_accepted(served: Served) -> None:
     neutral = {"tools": [], "tool_choice": "auto", "logprobs": False, "top_logprobs": 0, "modalities": ["text"]}
     status, *_ = await served.post(PATH, {"messages": [USER], **neutral})
     assert status == 200
-
-
-async def test_what_the_template_refuses_is_told(served: Served) -> None:
-    served.chat.error = InvalidRequest("the model has no chat template", param="messages")
-    status, body, _ = await served.post(PATH, {"messages": [USER], "stream": True})
-    error: Any = body["error"]
-    assert (status, error["message"]) == (400, "the model has no chat template")
-
-
-async def test_while_no_tokenizer_is_loaded_chat_is_unavailable(served: Served) -> None:
-    core = FakeCore(missing="no worker is known")
-    door = await start_http(core, lambda: None, Metrics(), host="127.0.0.1", port=0, max_body_bytes=MAX_BODY_BYTES)
-    url = f"http://127.0.0.1:{door.port}{PATH}"
-    async with served.http.post(url, json={"messages": [USER]}) as response:
-        assert response.status == 503
-        assert response.headers["Retry-After"] == "1"
-        assert "no worker is known" in (await response.json())["error"]["message"]
-    await door.stop()
-
-
-async def test_a_real_tokenizer_serves_as_it_is(served: Served, tmp_path_factory: pytest.TempPathFactory) -> None:
-    tokenizer = Tokenizer.load(str(write_checkpoint(tmp_path_factory.mktemp("tokenizer"))))
-    core = FakeCore()
-    door = await start_http(core, lambda: tokenizer, Metrics(), host="127.0.0.1", port=0, max_body_bytes=MAX_BODY_BYTES)
-    url = f"http://127.0.0.1:{door.port}{PATH}"
-    async with served.http.post(url, json={"messages": [USER]}) as response:
-        assert response.status == 200
-    assert core.specs[0].prompt == "<|turn|>user\nhi<|eos|>\n<|turn|>assistant\n"
-    await door.stop()
-    tokenizer.close()

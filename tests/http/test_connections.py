@@ -137,7 +137,7 @@ async def test_stopping_lets_open_requests_end(served: Served) -> None:
         yield from answer("done")
 
     core.script = script  # type: ignore[assignment]  # an iterator is enough of a sequence here
-    door = await start_http(core, lambda: None, Metrics(), host="127.0.0.1", port=0, max_body_bytes=MAX_BODY_BYTES)
+    door = await start_http(core, Metrics(), host="127.0.0.1", port=0, max_body_bytes=MAX_BODY_BYTES)
     asked = asyncio.create_task(served.http.post(f"http://127.0.0.1:{door.port}/v1/completions", json={"prompt": "x"}))
     await asyncio.wait_for(started.wait(), 5)
     stopping = asyncio.create_task(door.stop())
@@ -152,9 +152,7 @@ async def test_stopping_lets_open_requests_end(served: Served) -> None:
 async def test_stopping_cancels_what_does_not_end(served: Served) -> None:
     never = asyncio.Event()
     core = FakeCore(lambda spec: [answer("a", "b")[0], never])
-    door = await start_http(
-        core, lambda: None, Metrics(), host="127.0.0.1", port=0, max_body_bytes=MAX_BODY_BYTES, drain_seconds=0.1
-    )
+    door = await start_http(core, Metrics(), host="127.0.0.1", port=0, max_body_bytes=MAX_BODY_BYTES, drain_seconds=0.1)
     client = await connect(door, {"prompt": "x", "stream": True})
     await read_until(client, b"data: ")
     await asyncio.wait_for(door.stop(), 5)
@@ -166,7 +164,6 @@ async def test_a_port_in_use_is_said(served: Served) -> None:
     with pytest.raises(PortInUse, match=f"port {served.door.port} on 127.0.0.1 is in use.*--http-port"):
         await start_http(
             served.core,
-            lambda: None,
             Metrics(),
             host="127.0.0.1",
             port=served.door.port,
@@ -176,7 +173,7 @@ async def test_a_port_in_use_is_said(served: Served) -> None:
 
 async def test_an_address_of_another_machine_is_said(served: Served) -> None:
     with pytest.raises(ConfigError, match=r"cannot listen for HTTP on 192\.0\.2\.1"):
-        await start_http(served.core, lambda: None, Metrics(), host="192.0.2.1", port=0, max_body_bytes=MAX_BODY_BYTES)
+        await start_http(served.core, Metrics(), host="192.0.2.1", port=0, max_body_bytes=MAX_BODY_BYTES)
 
 
 def on_uvloop(work: Callable[[FakeCore, HttpDoor], Awaitable[None]]) -> None:
@@ -186,7 +183,6 @@ def on_uvloop(work: Callable[[FakeCore, HttpDoor], Awaitable[None]]) -> None:
         core = FakeCore()
         door = await start_http(
             core,
-            lambda: None,
             Metrics(),
             host="127.0.0.1",
             port=0,
@@ -235,8 +231,6 @@ def test_on_uvloop_a_client_that_reads_nothing_is_cut_off() -> None:
 def test_on_uvloop_a_port_in_use_is_said() -> None:
     async def work(core: FakeCore, door: HttpDoor) -> None:
         with pytest.raises(PortInUse):
-            await start_http(
-                core, lambda: None, Metrics(), host="127.0.0.1", port=door.port, max_body_bytes=MAX_BODY_BYTES
-            )
+            await start_http(core, Metrics(), host="127.0.0.1", port=door.port, max_body_bytes=MAX_BODY_BYTES)
 
     on_uvloop(work)

@@ -12,7 +12,7 @@ import pytest
 from baton.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, Overloaded, WorkerLost
 from router.request import FinishReason
 from tests.http.conftest import Served
-from tests.http.fake_core import MODEL, answer
+from tests.http.fake_core import MODEL, answer, shown
 
 T = TypeVar("T")
 USER: Any = [{"role": "user", "content": "hi"}]
@@ -65,8 +65,7 @@ async def test_a_chat(served: Served) -> None:
     assert (choice.message.role, choice.message.content) == ("assistant", "Hello, world")
     assert choice.finish_reason == "length"
     (spec,) = served.core.specs
-    assert spec.prompt == "[user]hi[assistant]"
-    assert not spec.add_special_tokens
+    assert shown(spec) == "[user]hi[assistant]"
     assert spec.sampling.max_tokens == 5
 
 

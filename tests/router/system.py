@@ -20,7 +20,7 @@ from baton.metrics import Metrics, RouterMetrics
 from baton.sampling import SamplingParams
 from discovery import WorkerRecord, WorkerRole
 from router.relay import Relay
-from router.request import Chunk, Finished, GenerateSpec
+from router.request import Chunk, Conversation, Finished, GenerateSpec
 from router.session import SessionOptions
 from router.text import Tokenizer
 from router.text.pieces import _byte_alphabet
@@ -109,7 +109,7 @@ class System:
             while not holds():
                 await self.workers.wait_change(0.02)
 
-    async def generate(self, prompt: str | tuple[int, ...] = "hello", **changes: Any) -> Answered:
+    async def generate(self, prompt: str | tuple[int, ...] | Conversation = "hello", **changes: Any) -> Answered:
         answered = Answered()
         async for chunk in self.relay.generate(spec(prompt, **changes)):
             answered.add(chunk)
@@ -139,7 +139,7 @@ class Answered:
 _SAMPLING = frozenset(SamplingParams.__dataclass_fields__)
 
 
-def spec(prompt: str | tuple[int, ...] = "hello", **changes: Any) -> GenerateSpec:
+def spec(prompt: str | tuple[int, ...] | Conversation = "hello", **changes: Any) -> GenerateSpec:
     """Fields of GenerateSpec and of SamplingParams alike; greedy with seed 0 and 8 tokens unless said otherwise."""
     sampling = {"max_tokens": 8, "seed": 0} | {k: v for k, v in changes.items() if k in _SAMPLING}
     others = {k: v for k, v in changes.items() if k not in _SAMPLING}

@@ -9,8 +9,8 @@ import pytest
 from baton.errors import CheckpointError, DeadlineExceeded, InvalidRequest, ModelNotFound, Overloaded, Unavailable
 from baton.v1 import worker_pb2
 from router import loading
-from router.request import FinishReason
-from router.text import Tokenizer
+from router.request import Conversation, FinishReason
+from router.text import ChatMessage, Tokenizer
 from tests.router.fake_worker import EOS, expected_tokens
 from tests.router.system import byte_tokenizer, decode, prefill, running, spec, unified
 
@@ -166,6 +166,34 @@ async def test_a_seed_is_drawn_where_none_is_given() -> None:
         first, second = (submit.sampling for submit in system["U"].submits)
         assert first.HasField("seed")
         assert first.seed != second.seed
+
+
+def chatty(source: str) -> Tokenizer:
+    tokenizer = byte_tokenizer(source)
+    tokenizer._fast.chat_template = (
+        "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('not that') }}{% endif %}"
+        "{{ m.role }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    )
+    return tokenizer
+
+
+async def test_a_conversation_is_rendered_by_the_models_template() -> None:
+    hi = ChatMessage(role="user", content="hi")
+    async with running(unified(), load_tokenizer=chatty) as system:
+        await system.generate(Conversation((hi,)))
+        await system.generate(Conversation((hi, hi), add_generation_prompt=False))
+        prompts = [bytes(submit.token_ids).decode() for submit in system["U"].submits]
+        with pytest.raises(InvalidRequest, match="chat template does not take these messages: not that"):
+            await system.generate(Conversation((ChatMessage(role="user", content="no"),)))
+    assert prompts == ["user:hi;>", "user:hi;user:hi;"]
+
+
+async def test_a_conversation_that_is_not_admitted_is_not_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(unified(), load_tokenizer=chatty) as system:
+        monkeypatch.setattr(await system.relay.tokenizer(), "render_chat", None)  # a call would be a TypeError
+        await system.relay.drain(1)
+        with pytest.raises(Unavailable, match="shutting down"):
+            await system.generate(Conversation((ChatMessage(role="user", content="hi"),)))
 
 
 async def test_equal_request_ids_do_not_meet() -> None:
