@@ -15,25 +15,40 @@ from baton.errors import PortInUse
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Between Baton's own parts: a prompt of a million tokens and a ticket of all its blocks are far below."""
 
-_KEEPALIVE_MS = 10_000
-_PING_TIMEOUT_MS = 5_000
-"""An unanswered ping ends the connection after so long. Seen with gRPC 1.85: a keepalive ping is timed by ping_timeout,
-60 s unless set, whatever keepalive_timeout says."""
-CHANNEL_OPTIONS: list[tuple[str, int]] = [
-    # A peer that is stopped or cut off keeps its TCP connection; only an unanswered ping tells.
-    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-    ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
-    ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # A worker that comes back is to be found within a second, not after minutes of backoff.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    # Two channels to one address share a connection, and with it each other's flow control, unless told not to.
-    ("grpc.use_local_subchannel_pool", 1),
-]
+_KEEPALIVE_SECONDS = 10.0
+_PING_TIMEOUT_SECONDS = 5.0
+
+
+def channel_options(
+    keepalive_seconds: float = _KEEPALIVE_SECONDS, ping_timeout_seconds: float = _PING_TIMEOUT_SECONDS
+) -> list[tuple[str, int]]:
+    """A peer that says nothing for `keepalive_seconds` is pinged, and given up `ping_timeout_seconds` later."""
+    return [
+        # A peer that is stopped or cut off keeps its TCP connection; only an unanswered ping tells.
+        *_keepalive(keepalive_seconds, ping_timeout_seconds),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        # A worker that comes back is to be found within a second, not after minutes of backoff.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+        # Two channels to one address share a connection, and with it each other's flow control, unless told not to.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+def _keepalive(keepalive_seconds: float, ping_timeout_seconds: float) -> list[tuple[str, int]]:
+    """Seen with gRPC 1.85: a keepalive ping is timed by ping_timeout, 60 s unless set, whatever keepalive_timeout
+    says."""
+    return [
+        ("grpc.keepalive_time_ms", round(keepalive_seconds * 1000)),
+        ("grpc.keepalive_timeout_ms", round(ping_timeout_seconds * 1000)),
+        ("grpc.http2.ping_timeout_ms", round(ping_timeout_seconds * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+CHANNEL_OPTIONS = channel_options()
 
 
 def server_options(max_receive_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[str, int]]:
@@ -41,10 +56,7 @@ def server_options(max_receive_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[str
         ("grpc.so_reuseport", 0),  # else a second server on the port takes half of the connections, without an error
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-        ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
-        ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),
+        *_keepalive(_KEEPALIVE_SECONDS, _PING_TIMEOUT_SECONDS),
         ("grpc.max_receive_message_length", max_receive_bytes),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ]

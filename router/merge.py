@@ -26,22 +26,15 @@ class TokenLog:
     def known(self) -> Sequence[int]:
         return self._known
 
-    @property
-    def gap(self) -> bool:
-        """Whether tokens are held back because one before them is missing."""
-        return bool(self._ahead)
-
-    def add(self, index: int, token_ids: Sequence[int]) -> list[int]:
-        """What the answer gains. Raises InternalError where a report contradicts an earlier one or max_tokens."""
+    def add(self, index: int, token_ids: Sequence[int]) -> None:
+        """Raises InternalError where a report contradicts an earlier one or max_tokens."""
         if index + len(token_ids) > self._max_tokens:
             raise InternalError(
                 f"a worker reported token {index + len(token_ids) - 1}; max_tokens ends the answer "
                 f"behind token {self._max_tokens - 1}"
             )
-        before = len(self._known)
         for position, token_id in enumerate(token_ids, start=index):
             self._add_one(position, token_id)
-        return self._known[before:]
 
     def _add_one(self, position: int, token_id: int) -> None:
         if position < len(self._known):

@@ -25,6 +25,7 @@ from baton.clock import Clock
 from baton.errors import Unavailable, WorkerLost
 from baton.ids import AttemptId
 from baton.metrics import RouterMetrics
+from baton.rpc import channel_options
 from baton.v1 import inference_pb2, transfer_pb2, worker_pb2, worker_pb2_grpc
 from router.events import Inbox, Lost, Side
 from router.placement import Role, WorkerKey
@@ -45,27 +46,13 @@ class Link(Enum):
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
     keepalive_seconds: float = 5.0
+    """Half of what other channels take: until a silent worker is found dead, its streams stand still."""
     keepalive_timeout_seconds: float = 5.0
     hello_seconds: float = 10.0
     first_backoff_seconds: float = 0.1
     max_backoff_seconds: float = 2.0
-    max_message_bytes: int = 64 * 1024 * 1024
     max_queued_messages: int = 16384
     """Unsent messages at which a worker takes no new request."""
-
-    def channel_options(self) -> list[tuple[str, int]]:
-        return [
-            ("grpc.keepalive_time_ms", round(self.keepalive_seconds * 1000)),
-            ("grpc.keepalive_timeout_ms", round(self.keepalive_timeout_seconds * 1000)),
-            # What ends a silent connection: gRPC 1.85 gives a ping 60 s otherwise, whatever keepalive_timeout_ms says.
-            ("grpc.http2.ping_timeout_ms", round(self.keepalive_timeout_seconds * 1000)),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.max_pings_without_data", 0),
-            ("grpc.max_receive_message_length", self.max_message_bytes),
-            ("grpc.max_send_message_length", self.max_message_bytes),
-            ("grpc.use_local_subchannel_pool", 1),  # backoff is ours: no channel inherits another's
-            ("grpc.enable_retries", 0),
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +117,7 @@ class WorkerSession:
 
     # --- what the relay does with it
 
-    def open(self, submit: worker_pb2.Submit, side: Side, inbox: Inbox) -> AttemptId:
+    def open(self, submit: worker_pb2.Submit, side: Side, inbox: Inbox) -> None:
         """Sends a request's attempt; its events go to `inbox` until `abandon`. Raises WorkerLost, Unavailable."""
         if not self.standing:
             raise WorkerLost(f"worker {self.peer.key.id} is not connected")
@@ -140,7 +127,6 @@ class WorkerSession:
         self.attempts.add(attempt, side, inbox)
         self._recent[0] += len(submit.token_ids)
         self._send(worker_pb2.SessionRequest(submit=submit))
-        return attempt
 
     def handoff(self, attempt: AttemptId, ticket: transfer_pb2.Ticket) -> None:
         if attempt in self.attempts:
@@ -180,7 +166,8 @@ class WorkerSession:
             backoff = min(backoff * 2, self._options.max_backoff_seconds)
 
     async def _connect_and_serve(self) -> None:
-        async with grpc.aio.insecure_channel(self.peer.address, options=self._options.channel_options()) as channel:
+        options = channel_options(self._options.keepalive_seconds, self._options.keepalive_timeout_seconds)
+        async with grpc.aio.insecure_channel(self.peer.address, options=options) as channel:
             call: Call = worker_pb2_grpc.WorkerStub(channel).Session()
             try:
                 async with asyncio.timeout(self._options.hello_seconds):
