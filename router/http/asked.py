@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
@@ -12,11 +13,13 @@ from baton.errors import InvalidRequest, MessageTooLarge, ModelNotFound, Unavail
 from baton.ids import new_request_id
 from router.http.body import parse_json
 from router.http.errors import MAX_BODY_BYTES, REQUEST_ID, Handler
+from router.prepare import MAX_REQUEST_ID
 from router.request import Generates
 
 REQUEST_ID_HEADER = "X-Request-Id"
 _READ_SECONDS = 30.0
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,100}")
+_REQUEST_ID = re.compile(rf"[\x21-\x7e]{{1,{MAX_REQUEST_ID - 8}}}")
+"""Room is left for the number of a prompt among several."""
 
 
 @web.middleware
@@ -53,5 +56,10 @@ def served_name(core: Generates, model: str) -> str:
     if not names:
         raise Unavailable(f"no model can be served yet: {core.ready() or 'no worker is known'}")
     if model and model not in names:
-        raise ModelNotFound(f"model {model[:200]!r} is not served here; served are: {', '.join(names)}", param="model")
+        raise not_served(model, names)
     return model or names[0]
+
+
+def not_served(model: str, names: Sequence[str]) -> ModelNotFound:
+    served = ", ".join(names) or "none yet"
+    return ModelNotFound(f"model {model[:200]!r} is not served here; served are: {served}", param="model")

@@ -129,8 +129,13 @@ def salt(name: str, value: Any) -> bytes:
         raise wrong(name, value, "valid Unicode") from None
 
 
-def include_usage(name: str, value: Any) -> bool:
-    """stream_options: whether the stream ends with the usage."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamOptions:
+    include_usage: bool = False
+    """The stream ends with the usage."""
+
+
+def stream_options(name: str, value: Any) -> StreamOptions:
     if not isinstance(value, dict):
         raise wrong(name, value, "an object")
     known = {"include_usage", "include_obfuscation", "continuous_usage_stats"}
@@ -141,7 +146,7 @@ def include_usage(name: str, value: Any) -> bool:
             flag(f"{name}.{key}", item)
     if value.get("continuous_usage_stats"):
         raise InvalidRequest(f"{name}.continuous_usage_stats is true; it is not supported, so leave it out", param=name)
-    return bool(value.get("include_usage"))
+    return StreamOptions(bool(value.get("include_usage")))
 
 
 def wrong(name: str, value: Any, right: str) -> InvalidRequest:

@@ -109,7 +109,7 @@ class ChatCompletions:
             request_id=spec.request_id,
             model=model,
             with_token_ids=asked.return_token_ids,
-            include_usage=asked.stream_options,
+            include_usage=asked.stream_options.include_usage,
         )
         if asked.stream:
             return await answering.stream(request, self._write_timeout)

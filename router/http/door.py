@@ -42,9 +42,8 @@ async def start_http(
 ) -> HttpDoor:
     """Serves from the moment it returns.
 
-    `port` 0 picks a free one.
-    `drain_seconds`: how long `stop` waits for open requests. A client that takes nothing of its stream for
-    `write_timeout_seconds` is cut off. Raises PortInUse, or ConfigError where the address is no good.
+    `port` 0 picks a free one. `drain_seconds`: how long `stop` waits for open requests. A client that takes nothing of
+    its stream for `write_timeout_seconds` is cut off. Raises PortInUse, or ConfigError where the address is no good.
     """
     app = web.Application(middlewares=[identify, errors_as_json], client_max_size=max_body_bytes)
     app[MAX_BODY_BYTES] = max_body_bytes

@@ -7,15 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from baton.sampling import SamplingParams
-from router.http.body import flag, include_usage, integer, json_field, number, salt, text, texts, token_ids
+from router.http.body import (
+    StreamOptions,
+    flag,
+    integer,
+    json_field,
+    number,
+    salt,
+    stream_options,
+    text,
+    texts,
+    token_ids,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedFields:
     model: str = json_field(text, "")
     stream: bool = json_field(flag, False)
-    stream_options: bool = json_field(include_usage, False)
-    """Its include_usage."""
+    stream_options: StreamOptions = json_field(stream_options, StreamOptions())  # noqa: RUF009  # it makes a dataclasses.field
     stop: tuple[str, ...] = json_field(texts, ())
     seed: int | None = json_field(integer, None)
     temperature: float = json_field(number, 1.0)

@@ -7,9 +7,9 @@ import time
 from aiohttp import web
 
 import baton
-from baton.errors import ModelNotFound
 from baton.metrics import CONTENT_TYPE, Metrics
 from router.http.answering import Json
+from router.http.asked import not_served
 from router.request import Generates, ServedModel
 
 
@@ -24,12 +24,10 @@ class System:
 
     async def model(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        served = self._core.models()
-        for model in served:
-            if model.name == name:
-                return web.json_response(self._card(model))
-        names = ", ".join(model.name for model in served) or "none yet"
-        raise ModelNotFound(f"model {name[:200]!r} is not served here; served are: {names}", param="model")
+        served = {model.name: model for model in self._core.models()}
+        if name not in served:
+            raise not_served(name, list(served))
+        return web.json_response(self._card(served[name]))
 
     async def ready(self, request: web.Request) -> web.Response:
         """503 says in `missing` what is missing. For load balancers: stop sending, do not restart."""
