@@ -17,7 +17,6 @@ from baton.sampling import SamplingParams
 def main(argv: Sequence[str]) -> int:
     config = parse(GenerateConfig, argv, prog="baton generate")
     prompt = _prompt(config)
-    _check_ranges(config)
     asyncio.run(_generate(config, prompt))
     return 0
 
@@ -88,12 +87,3 @@ def _prompt(config: GenerateConfig) -> str | list[int]:
     except ValueError:
         raise InvalidRequest(f"--token-ids is {config.token_ids!r}; it must be numbers with commas between") from None
 
-
-def _check_ranges(config: GenerateConfig) -> None:
-    """What the wire's unsigned fields cannot carry; all else the router judges, which knows the model."""
-    for name in ("max_tokens", "min_tokens", "top_k"):
-        value = getattr(config, name)
-        if not 0 <= value < 2**32:
-            raise InvalidRequest(f"--{name.replace('_', '-')} is {value}; it must be between 0 and 2^32 - 1")
-    if config.seed is not None and not 0 <= config.seed < 2**64:
-        raise InvalidRequest(f"--seed is {config.seed}; it must be between 0 and 2^64 - 1")
