@@ -86,4 +86,3 @@ def _prompt(config: GenerateConfig) -> str | list[int]:
         return [int(part) for part in config.token_ids.split(",")]
     except ValueError:
         raise InvalidRequest(f"--token-ids is {config.token_ids!r}; it must be numbers with commas between") from None
-
