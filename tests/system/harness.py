@@ -108,6 +108,7 @@ async def system(model: Path | str, log: Path, *flags: str, ends_with: int = 0) 
         yield running
         status = await running.stop()
         assert status == ends_with, f"baton up ended with {status}; its log:\n{tail(log)}"
+        assert "is killed" not in tail(log), f"a part did not end by itself; the log:\n{tail(log)}"
     finally:
         if process.returncode is None:
             process.kill()
@@ -152,3 +153,10 @@ def sum_metric(page: str, name: str, labels: dict[str, str]) -> float:
 def children(pid: int) -> list[int]:
     """Processes that any thread of a process started."""
     return [int(w) for task in Path(f"/proc/{pid}/task").iterdir() for w in (task / "children").read_text().split()]
+
+
+def running_now(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False

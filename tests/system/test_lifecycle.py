@@ -16,7 +16,7 @@ import pytest
 from baton.client import Answer
 from baton.sampling import SamplingParams
 from tests.system.conftest import Oracle, tokens
-from tests.system.harness import ROOT, System, children, system, until
+from tests.system.harness import ROOT, System, children, running_now, system, until
 
 pytestmark = pytest.mark.slow
 
@@ -144,10 +144,3 @@ def part_pid(running: System, module: str) -> int:
         if f"\0-m\0{module}\0" in Path(f"/proc/{pid}/cmdline").read_text():
             return pid
     pytest.fail(f"no {module} process")
-
-
-def running_now(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
