@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 _SPECIAL = ["<s>", "</s>"]
 _CHAT_TEMPLATE = (
@@ -30,6 +31,7 @@ def build(directory: Path, text: str, *, vocab_size: int = 512, seed: int = 0) -
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator([text], trainer)
+    disable_progress_bar()
     torch.manual_seed(seed)
     config = LlamaConfig(
         hidden_size=128,
