@@ -68,7 +68,8 @@ def _build_checkpoint() -> None:
 
 async def _show(client: Client) -> None:
     status = await client.status()
-    print(f"\n{table(status)}\n\nprompt   {_PROMPT}\n\nThe weights are random, so the words are noise; all else is real.")
+    print(f"\n{table(status)}\n\nprompt   {_PROMPT}")
+    print("\nThe weights are random, so the words are noise; all else is real.")
     print("answer   ", end="", flush=True)
     answer = await _stream(client)
     print(f"\n\n{summary(answer)}")
