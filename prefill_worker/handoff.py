@@ -40,8 +40,10 @@ class Handoff:
         self._ledger = ledger
         self._send = send
         self._offered: set[AttemptId] = set()
+        self._cancelled: dict[AttemptId, bool] = {}  # of each attempt that the engine has not ended yet
 
     def submit(self, task: worker_pb2.Task.ValueType, request: AddRequest) -> None:
+        self._cancelled[request.id] = False
         self._send(request)
 
     def handoff(self, request_id: AttemptId, ticket: transfer_pb2.Ticket) -> None:
@@ -50,6 +52,8 @@ class Handoff:
     def cancel(self, request_id: AttemptId, reason: EndReason, message: str) -> None:
         self._send(Abort(request_id, reason, message))
         self._ledger.abort(request_id)
+        if request_id in self._cancelled:  # its offer, and even its good end, may be on their way from the engine
+            self._cancelled[request_id] = True
 
     def on_event(self, event: RequestEvent) -> None:
         match event:
@@ -61,8 +65,10 @@ class Handoff:
                 self._ledger.seal(event.id, event.end)
             case Tokens():
                 self._ledger.prefilled(event.id, event.token_ids[-1])
-            case Ended() if event.reason is not EndReason.PREFILLED:
-                self._ledger.abort(event.id)
+            case Ended():
+                cancelled = self._cancelled.pop(event.id, False)
+                if cancelled or event.reason is not EndReason.PREFILLED:
+                    self._ledger.abort(event.id)
 
     def holds(self, request_id: AttemptId) -> bool:
         return request_id in self._offered

@@ -61,6 +61,16 @@ class Rig:
                 await asyncio.sleep(0)
             self._listen()
 
+    def compute_unheard(self, steps: int) -> Callable[[], None]:
+        """The engine's thread is ahead: what it has to say is under way, and arrives when the result is called."""
+        commands, self.commands[:] = list(self.commands), []
+        for command in commands:
+            self.engine.handle(command)
+        for _ in range(steps):
+            self.engine.step()
+        events, load = self.engine.drain_events(), self.engine.load()
+        return lambda: self.core.on_engine_events(events, load)
+
     async def settle(self) -> None:
         await self.turn(60)
         assert not self.commands

@@ -105,6 +105,20 @@ async def test_a_cancel_at_any_moment_ends_it_once_and_frees_all(
     rig.assert_idle()
 
 
+@pytest.mark.parametrize("moment", [queued, reserved, verified, decoding])
+@pytest.mark.parametrize("steps", [1, 2, 6])
+async def test_a_cancel_that_crosses_the_engines_news_frees_all(
+    rig: Rig, moment: Callable[[Rig], Awaitable[None]], steps: int
+) -> None:
+    await moment(rig)
+    news = rig.compute_unheard(steps)
+    rig.say(cancel=worker_pb2.Cancel(id=proto_id()))
+    news()
+    await rig.settle()
+    assert rig.end() in (worker_pb2.END_REASON_CANCELLED, worker_pb2.END_REASON_LENGTH)
+    rig.assert_idle()
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
 async def test_a_deadline_at_any_moment(rig: Rig, moment: Callable[[Rig], Awaitable[None]]) -> None:
     submit = rig.submit

@@ -108,6 +108,16 @@ async def test_a_cancel_at_any_moment_ends_it_once_and_frees_all(rig: Rig, turns
     rig.assert_idle()
 
 
+@pytest.mark.parametrize("steps", [0, 1, 2])
+async def test_a_cancel_that_crosses_the_engines_news_frees_all(rig: Rig, steps: int) -> None:
+    rig.submit(PREFILL, PROMPT)
+    news = rig.compute_unheard(steps)
+    rig.say(cancel=worker_pb2.Cancel(id=proto_id()))
+    news()
+    await rig.settle()
+    rig.assert_idle()
+
+
 async def test_a_broken_session_gives_its_offers_up(rig: Rig) -> None:
     rig.submit(PREFILL, PROMPT)
     await rig.turn(3)
