@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from baton.client import Answer
+from baton.errors import BatonError
 from baton.sampling import SamplingParams
 from tests.system.conftest import Oracle, tokens
 from tests.system.harness import ROOT, System, children, running_now, system, until
@@ -89,7 +90,7 @@ async def test_the_router_and_the_keeper_of_redis_come_back_where_they_were(
         async def serves() -> bool:
             try:
                 return len([w for w in await running.workers() if w["state"] == "ready"]) == 2
-            except Exception:
+            except BatonError:
                 return False
 
         await until(serves, 60, lambda: f"no router at the old address; see {running.log}")
