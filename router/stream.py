@@ -212,12 +212,12 @@ class Stream:
             )
 
     def _nobody(self) -> BatonError:
-        done = f" after {len(self._log)} tokens" if len(self._log) else ""
+        done = f"after {len(self._log)} tokens"
         missing = self._workers.missing()
         if self._clock.now() >= self._deadline:
-            return DeadlineExceeded(f"the deadline passed{done}" + (f": {missing}" if missing else ""))
+            return DeadlineExceeded(f"the deadline passed {done}" + (f": {missing}" if missing else ""))
         waited = self._config.resume_timeout_seconds
-        return Unavailable(f"waited {waited:g} s{done} for a worker: {missing or 'none that is ready can take it on'}")
+        return Unavailable(f"waited {waited:g} s {done} for a worker: {missing or 'none that is ready can take it on'}")
 
     def _note(self, placement: Placement, number: int) -> None:
         self._router_metrics.placements.labels(way=placement.way.value).inc()

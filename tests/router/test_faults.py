@@ -226,9 +226,15 @@ async def test_with_no_worker_at_all_the_missing_role_is_named() -> None:
 
 
 async def test_a_deadline_passes_while_waiting_for_a_worker() -> None:
-    async with running(unified(before_token=die_at(3))) as system:
-        with pytest.raises(DeadlineExceeded, match=r"after \d tokens"):
-            await system.generate("hello", timeout_seconds=0.3)
+    worker = unified(before_token=wait_for(asyncio.Event(), 3))
+    async with running(worker) as system:
+        stream = system.relay.generate(spec("hello", timeout_seconds=2.0))
+        answered = Answered()
+        while len(answered.token_ids) < 3:
+            answered.add(await anext(stream))
+        await worker.kill()
+        with pytest.raises(DeadlineExceeded, match="after 3 tokens: no decode or unified worker is ready"):
+            await anext(stream)
 
 
 @pytest.mark.parametrize(
