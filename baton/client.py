@@ -9,13 +9,13 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import Message as ProtoMessage
 
 from baton import errors
-from baton.rpc import CHANNEL_OPTIONS
+from baton.rpc import CHANNEL_OPTIONS, PARAM_METADATA
 from baton.sampling import SamplingParams
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import inference_pb2_grpc
@@ -39,6 +39,19 @@ _ERRORS: dict[grpc.StatusCode, type[errors.BatonError]] = {
     grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
     grpc.StatusCode.FAILED_PRECONDITION: errors.ConfigError,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One of a conversation's."""
+
+    role: str
+    """`system`, `user` or `assistant`."""
+    content: str
+
+
+Prompt = str | Sequence[int] | Sequence[Message]
+"""Text, token ids, or a conversation, which the model's chat template makes a text of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +101,7 @@ class Client:
 
     async def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         sampling: SamplingParams | None = None,
         *,
         model: str = "",
@@ -112,11 +125,8 @@ class Client:
                 request_id=request_id,
                 cache_salt=cache_salt,
             )
-            if isinstance(prompt, str):
-                request.text = prompt
-            else:
-                request.token_ids.ids.extend(prompt)
-        except (ValueError, TypeError) as error:
+            _set_prompt(request, prompt)
+        except (ValueError, TypeError, AttributeError) as error:  # AttributeError: ids among messages
             raise errors.InvalidRequest(
                 f"the request cannot be sent: {error}; texts must be valid Unicode, numbers whole and below 2^32"
             ) from None
@@ -129,9 +139,7 @@ class Client:
         finally:
             call.cancel()
 
-    async def answer(
-        self, prompt: str | Sequence[int], sampling: SamplingParams | None = None, **options: Any
-    ) -> Answer:
+    async def answer(self, prompt: Prompt, sampling: SamplingParams | None = None, **options: Any) -> Answer:
         """The whole answer at once; options as for `generate`."""
         text: list[str] = []
         token_ids: list[int] = []
@@ -154,11 +162,23 @@ class Client:
     def _error(self, error: grpc.aio.AioRpcError) -> errors.BatonError:
         kind = _ERRORS.get(error.code(), errors.InternalError)
         details = error.details() or error.code().name
-        if kind is errors.Unavailable and "failed to connect" in details:
-            return errors.Unavailable(
-                f"no router answers at {self.target}: start one with `baton up`, or give --target"
-            )
-        return kind(details)
+        param = error.trailing_metadata().get(PARAM_METADATA)
+        if kind is errors.Unavailable and param is None:
+            if "failed to connect" in details:
+                details = f"no router answers at {self.target}: start one with `baton up`, or give --target"
+            else:
+                details = f"the router at {self.target} went away: {details}"
+        return kind(details, param=str(param) if param else None)
+
+
+def _set_prompt(request: pb.GenerateRequest, prompt: Prompt) -> None:
+    if isinstance(prompt, str):
+        request.text = prompt
+    elif len(prompt) and isinstance(prompt[0], Message):
+        messages = cast(Sequence[Message], prompt)
+        request.messages.messages.extend(pb.Message(role=m.role, content=m.content) for m in messages)
+    else:
+        request.token_ids.ids.extend(cast(Sequence[int], prompt))
 
 
 def status_to_json(status: pb.GetStatusResponse) -> str:
@@ -183,5 +203,5 @@ def status_to_json(status: pb.GetStatusResponse) -> str:
     return json.dumps({"workers": workers, "models": models, "redis_connected": redis, "http": status.http_address})
 
 
-def _fields(message: Message) -> dict[str, Any]:
+def _fields(message: ProtoMessage) -> dict[str, Any]:
     return {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}

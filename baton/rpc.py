@@ -15,6 +15,9 @@ from baton.errors import PortInUse
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Between Baton's own parts: a prompt of a million tokens and a ticket of all its blocks are far below."""
 
+PARAM_METADATA = "baton-param"
+"""Trailing metadata of every error status of Baton's own: the field that is wrong, or nothing."""
+
 _KEEPALIVE_SECONDS = 10.0
 _PING_TIMEOUT_SECONDS = 5.0
 

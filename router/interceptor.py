@@ -1,7 +1,8 @@
 """The one place of the gRPC door where errors become statuses. The table itself is the error tree of baton.errors.
 
-A BatonError keeps its message. Anything else is a defect: it is logged in full under a reference that the client is
-given in place of internals. A request that cannot be read (strings that are not UTF-8, say) is an invalid argument.
+A BatonError keeps its message, and its `param` goes along as trailing metadata: a status without it is none of Baton's
+but gRPC's own. Anything else is a defect: it is logged in full under a reference that the client is given in place of
+internals. A request that cannot be read (strings that are not UTF-8, say) is an invalid argument.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from baton.errors import BatonError, InvalidRequest
+from baton.rpc import PARAM_METADATA
 
 _log = logging.getLogger(__name__)
 
@@ -61,14 +63,15 @@ def _guarded(behaviour: Any) -> Any:
                 )
             return await behaviour(request, context)
         except BatonError as error:
-            status, message = error.grpc_status, error.message
+            status, message, param = error.grpc_status, error.message, error.param or ""
         except grpc.aio.AbortError:
             raise
         except Exception:
             reference = secrets.token_hex(6)
             _log.exception("internal error %s", reference)
             status, message = grpc.StatusCode.INTERNAL, f"internal error; the router's log has it as {reference}"
-        return await context.abort(status, message[:_MAX_DETAILS])
+            param = ""
+        return await context.abort(status, message[:_MAX_DETAILS], ((PARAM_METADATA, param),))
 
     return guarded
 

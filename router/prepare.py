@@ -102,6 +102,7 @@ async def prepare(spec: GenerateSpec, model: ModelInfo, tokenizer: Tokenizer) ->
 async def _prompt_ids(spec: GenerateSpec, model: ModelInfo, tokenizer: Tokenizer) -> tuple[int, ...]:
     text, add_special_tokens = spec.prompt, spec.add_special_tokens
     if isinstance(text, Conversation):
+        check_length(len(text.messages), model.max_model_len, "messages")
         text = await tokenizer.render_chat(text.messages, add_generation_prompt=text.add_generation_prompt)
         add_special_tokens = False
     if not isinstance(text, str):
@@ -112,10 +113,11 @@ async def _prompt_ids(spec: GenerateSpec, model: ModelInfo, tokenizer: Tokenizer
     return prompt_ids
 
 
-def check_length(num_tokens: int, max_model_len: int) -> None:
-    if num_tokens >= max_model_len:
+def check_length(length: int, max_model_len: int, of: str = "tokens") -> None:
+    """`of`: what was counted; a message is a token at the least."""
+    if length >= max_model_len:
         raise InvalidRequest(
-            f"prompt has {num_tokens} tokens; the model takes {max_model_len} tokens of prompt and answer "
+            f"prompt has {length} {of}; the model takes {max_model_len} tokens of prompt and answer "
             f"together, so a prompt of at most {max_model_len - 1}",
             param="prompt",
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from baton.errors import InvalidRequest
 from baton.ids import new_request_id
 from baton.sampling import SamplingParams
 from router.text import ChatMessage
@@ -26,12 +27,27 @@ class FinishReason(Enum):
     """max_tokens or the model's length."""
 
 
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+"""Roles taken, and what the template is told: `developer` is OpenAI's later word for `system`."""
+
+
+def chat_role(name: str, value: object, shown: str) -> str:
+    """The role that the template is told. Raises InvalidRequest, which calls the value `shown`."""
+    if not isinstance(value, str) or value not in _ROLES:
+        raise InvalidRequest(f"{name} is {shown}; it must be one of {', '.join(_ROLES)}", param="messages")
+    return _ROLES[value]
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """At least one message, for the model's chat template, which brings its own special tokens."""
 
     messages: tuple[ChatMessage, ...]
     add_generation_prompt: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise InvalidRequest("messages is empty; it must have at least one message", param="messages")
 
 
 @dataclass(frozen=True, slots=True)

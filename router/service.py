@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -13,7 +14,17 @@ from baton.ids import new_request_id
 from baton.sampling import SamplingParams
 from baton.v1 import inference_pb2, inference_pb2_grpc
 from router.prepare import check_length
-from router.request import WRITE_TIMEOUT_SECONDS, Chunk, Finished, FinishReason, Generates, GenerateSpec
+from router.request import (
+    WRITE_TIMEOUT_SECONDS,
+    Chunk,
+    Conversation,
+    Finished,
+    FinishReason,
+    Generates,
+    GenerateSpec,
+    chat_role,
+)
+from router.text import ChatMessage
 
 _FOREVER_SECONDS = 1e8
 """What gRPC calls the time remaining of a call without deadline is more than this."""
@@ -46,8 +57,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     async def Generate(  # type: ignore[override]  # a coroutine that writes: cancelled where it is, it closes its stream
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> None:
-        for model in self._core.models():  # before the ids are copied: a message has room for millions
+        for model in self._core.models():  # before anything is copied: a request has room for millions
             check_length(len(request.token_ids.ids), model.max_model_len)
+            check_length(len(request.messages.messages), model.max_model_len, "messages")
         spec = spec_from_proto(request, _remaining(context))
         async with aclosing(self._core.generate(spec)) as chunks:
             async for chunk in chunks:
@@ -83,9 +95,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
 
 def spec_from_proto(request: inference_pb2.GenerateRequest, timeout_seconds: float | None) -> GenerateSpec:
-    by_text = request.WhichOneof("prompt") == "text"
     return GenerateSpec(
-        prompt=request.text if by_text else tuple(request.token_ids.ids),
+        prompt=_prompt(request),
         sampling=SamplingParams.from_proto(request.sampling),
         model=request.model,
         stop=tuple(request.stop),
@@ -93,6 +104,22 @@ def spec_from_proto(request: inference_pb2.GenerateRequest, timeout_seconds: flo
         cache_salt=request.cache_salt,
         timeout_seconds=timeout_seconds,
     )
+
+
+def _prompt(request: inference_pb2.GenerateRequest) -> str | tuple[int, ...] | Conversation:
+    match request.WhichOneof("prompt"):
+        case "text":
+            return request.text
+        case "messages":
+            messages = enumerate(request.messages.messages)
+            return Conversation(tuple(_message(place, message) for place, message in messages))
+        case _:
+            return tuple(request.token_ids.ids)
+
+
+def _message(place: int, message: inference_pb2.Message) -> ChatMessage:
+    shown = f"the string {json.dumps(message.role[:80])}"
+    return ChatMessage(role=chat_role(f"messages[{place}].role", message.role, shown), content=message.content)
 
 
 def chunk_to_proto(chunk: Chunk, request_id: str) -> inference_pb2.GenerateResponse:

@@ -24,47 +24,51 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62\x61ton/v1/inference.proto\x12\x08\x62\x61ton.v1\"\xc5\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x12.baton.v1.TokenIdsH\x00\x12*\n\x08sampling\x18\x04 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x12\n\ncache_salt\x18\x07 \x01(\x0c\x42\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x8e\x02\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\rH\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x05\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x07 \x03(\r\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seed\"Y\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12$\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x12.baton.v1.Finished\"\xce\x01\n\x08\x46inished\x12&\n\x06reason\x18\x01 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x1e\n\x05usage\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Usage\x12\x16\n\x0eprefill_worker\x18\x03 \x01(\t\x12\x15\n\rdecode_worker\x18\x04 \x01(\t\x12\"\n\x07timings\x18\x05 \x01(\x0b\x32\x11.baton.v1.Timings\x12\x13\n\x0bstop_string\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\"\xc5\x01\n\x07Timings\x12\x1b\n\x13\x66irst_token_seconds\x18\x01 \x01(\x01\x12\x15\n\rtotal_seconds\x18\x02 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x03 \x01(\x01\x12\x18\n\x10transfer_seconds\x18\x04 \x01(\x01\x12\x17\n\x0ftransfer_blocks\x18\x05 \x01(\r\x12\x16\n\x0etransfer_bytes\x18\x06 \x01(\x04\x12\x11\n\ttransport\x18\x07 \x01(\t\x12\x0f\n\x07resumes\x18\x08 \x01(\r\"\x13\n\x11ListModelsRequest\"5\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.baton.v1.Model\",\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\"\x12\n\x10GetStatusRequest\"\x8c\x01\n\x11GetStatusResponse\x12\'\n\x07workers\x18\x01 \x03(\x0b\x32\x16.baton.v1.WorkerStatus\x12\x1f\n\x06models\x18\x02 \x03(\x0b\x32\x0f.baton.v1.Model\x12\x17\n\x0fredis_connected\x18\x03 \x01(\x08\x12\x14\n\x0chttp_address\x18\x04 \x01(\t\"\xc1\x01\n\x0cWorkerStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\"\n\x04role\x18\x02 \x01(\x0e\x32\x14.baton.v1.WorkerRole\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07metrics\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12$\n\x05state\x18\x06 \x01(\x0e\x32\x15.baton.v1.WorkerState\x12\x1c\n\x04load\x18\x07 \x01(\x0b\x32\x0e.baton.v1.Load\x12\x0e\n\x06\x64\x65tail\x18\x08 \x01(\t\"o\n\x04Load\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x18\n\x10\x61vailable_blocks\x18\x03 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x04 \x01(\r\x12\x15\n\rqueued_tokens\x18\x05 \x01(\r*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*s\n\nWorkerRole\x12\x1b\n\x17WORKER_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13WORKER_ROLE_PREFILL\x10\x01\x12\x16\n\x12WORKER_ROLE_DECODE\x10\x02\x12\x17\n\x13WORKER_ROLE_UNIFIED\x10\x03*|\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12WORKER_STATE_READY\x10\x01\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x02\x12\x1c\n\x18WORKER_STATE_UNREACHABLE\x10\x03\x32\xdf\x01\n\tInference\x12\x43\n\x08Generate\x12\x19.baton.v1.GenerateRequest\x1a\x1a.baton.v1.GenerateResponse0\x01\x12G\n\nListModels\x12\x1b.baton.v1.ListModelsRequest\x1a\x1c.baton.v1.ListModelsResponse\x12\x44\n\tGetStatus\x12\x1a.baton.v1.GetStatusRequest\x1a\x1b.baton.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62\x61ton/v1/inference.proto\x12\x08\x62\x61ton.v1\"\xed\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x12.baton.v1.TokenIdsH\x00\x12&\n\x08messages\x18\x08 \x01(\x0b\x32\x12.baton.v1.MessagesH\x00\x12*\n\x08sampling\x18\x04 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x12\n\ncache_salt\x18\x07 \x01(\x0c\x42\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"/\n\x08Messages\x12#\n\x08messages\x18\x01 \x03(\x0b\x32\x11.baton.v1.Message\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x8e\x02\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\rH\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x05\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x07 \x03(\r\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seed\"Y\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12$\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x12.baton.v1.Finished\"\xce\x01\n\x08\x46inished\x12&\n\x06reason\x18\x01 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x1e\n\x05usage\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Usage\x12\x16\n\x0eprefill_worker\x18\x03 \x01(\t\x12\x15\n\rdecode_worker\x18\x04 \x01(\t\x12\"\n\x07timings\x18\x05 \x01(\x0b\x32\x11.baton.v1.Timings\x12\x13\n\x0bstop_string\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\"\xc5\x01\n\x07Timings\x12\x1b\n\x13\x66irst_token_seconds\x18\x01 \x01(\x01\x12\x15\n\rtotal_seconds\x18\x02 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x03 \x01(\x01\x12\x18\n\x10transfer_seconds\x18\x04 \x01(\x01\x12\x17\n\x0ftransfer_blocks\x18\x05 \x01(\r\x12\x16\n\x0etransfer_bytes\x18\x06 \x01(\x04\x12\x11\n\ttransport\x18\x07 \x01(\t\x12\x0f\n\x07resumes\x18\x08 \x01(\r\"\x13\n\x11ListModelsRequest\"5\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.baton.v1.Model\",\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\"\x12\n\x10GetStatusRequest\"\x8c\x01\n\x11GetStatusResponse\x12\'\n\x07workers\x18\x01 \x03(\x0b\x32\x16.baton.v1.WorkerStatus\x12\x1f\n\x06models\x18\x02 \x03(\x0b\x32\x0f.baton.v1.Model\x12\x17\n\x0fredis_connected\x18\x03 \x01(\x08\x12\x14\n\x0chttp_address\x18\x04 \x01(\t\"\xc1\x01\n\x0cWorkerStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\"\n\x04role\x18\x02 \x01(\x0e\x32\x14.baton.v1.WorkerRole\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07metrics\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12$\n\x05state\x18\x06 \x01(\x0e\x32\x15.baton.v1.WorkerState\x12\x1c\n\x04load\x18\x07 \x01(\x0b\x32\x0e.baton.v1.Load\x12\x0e\n\x06\x64\x65tail\x18\x08 \x01(\t\"o\n\x04Load\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x18\n\x10\x61vailable_blocks\x18\x03 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x04 \x01(\r\x12\x15\n\rqueued_tokens\x18\x05 \x01(\r*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*s\n\nWorkerRole\x12\x1b\n\x17WORKER_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13WORKER_ROLE_PREFILL\x10\x01\x12\x16\n\x12WORKER_ROLE_DECODE\x10\x02\x12\x17\n\x13WORKER_ROLE_UNIFIED\x10\x03*|\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12WORKER_STATE_READY\x10\x01\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x02\x12\x1c\n\x18WORKER_STATE_UNREACHABLE\x10\x03\x32\xdf\x01\n\tInference\x12\x43\n\x08Generate\x12\x19.baton.v1.GenerateRequest\x1a\x1a.baton.v1.GenerateResponse0\x01\x12G\n\nListModels\x12\x1b.baton.v1.ListModelsRequest\x1a\x1c.baton.v1.ListModelsResponse\x12\x44\n\tGetStatus\x12\x1a.baton.v1.GetStatusRequest\x1a\x1b.baton.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1712
-  _globals['_FINISHREASON']._serialized_end=1807
-  _globals['_WORKERROLE']._serialized_start=1809
-  _globals['_WORKERROLE']._serialized_end=1924
-  _globals['_WORKERSTATE']._serialized_start=1926
-  _globals['_WORKERSTATE']._serialized_end=2050
+  _globals['_FINISHREASON']._serialized_start=1843
+  _globals['_FINISHREASON']._serialized_end=1938
+  _globals['_WORKERROLE']._serialized_start=1940
+  _globals['_WORKERROLE']._serialized_end=2055
+  _globals['_WORKERSTATE']._serialized_start=2057
+  _globals['_WORKERSTATE']._serialized_end=2181
   _globals['_GENERATEREQUEST']._serialized_start=39
-  _globals['_GENERATEREQUEST']._serialized_end=236
-  _globals['_TOKENIDS']._serialized_start=238
-  _globals['_TOKENIDS']._serialized_end=261
-  _globals['_SAMPLINGPARAMS']._serialized_start=264
-  _globals['_SAMPLINGPARAMS']._serialized_end=534
-  _globals['_GENERATERESPONSE']._serialized_start=536
-  _globals['_GENERATERESPONSE']._serialized_end=625
-  _globals['_FINISHED']._serialized_start=628
-  _globals['_FINISHED']._serialized_end=834
-  _globals['_USAGE']._serialized_start=836
-  _globals['_USAGE']._serialized_end=916
-  _globals['_TIMINGS']._serialized_start=919
-  _globals['_TIMINGS']._serialized_end=1116
-  _globals['_LISTMODELSREQUEST']._serialized_start=1118
-  _globals['_LISTMODELSREQUEST']._serialized_end=1137
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1139
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1192
-  _globals['_MODEL']._serialized_start=1194
-  _globals['_MODEL']._serialized_end=1238
-  _globals['_GETSTATUSREQUEST']._serialized_start=1240
-  _globals['_GETSTATUSREQUEST']._serialized_end=1258
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1261
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1401
-  _globals['_WORKERSTATUS']._serialized_start=1404
-  _globals['_WORKERSTATUS']._serialized_end=1597
-  _globals['_LOAD']._serialized_start=1599
-  _globals['_LOAD']._serialized_end=1710
-  _globals['_INFERENCE']._serialized_start=2053
-  _globals['_INFERENCE']._serialized_end=2276
+  _globals['_GENERATEREQUEST']._serialized_end=276
+  _globals['_TOKENIDS']._serialized_start=278
+  _globals['_TOKENIDS']._serialized_end=301
+  _globals['_MESSAGES']._serialized_start=303
+  _globals['_MESSAGES']._serialized_end=350
+  _globals['_MESSAGE']._serialized_start=352
+  _globals['_MESSAGE']._serialized_end=392
+  _globals['_SAMPLINGPARAMS']._serialized_start=395
+  _globals['_SAMPLINGPARAMS']._serialized_end=665
+  _globals['_GENERATERESPONSE']._serialized_start=667
+  _globals['_GENERATERESPONSE']._serialized_end=756
+  _globals['_FINISHED']._serialized_start=759
+  _globals['_FINISHED']._serialized_end=965
+  _globals['_USAGE']._serialized_start=967
+  _globals['_USAGE']._serialized_end=1047
+  _globals['_TIMINGS']._serialized_start=1050
+  _globals['_TIMINGS']._serialized_end=1247
+  _globals['_LISTMODELSREQUEST']._serialized_start=1249
+  _globals['_LISTMODELSREQUEST']._serialized_end=1268
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1270
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1323
+  _globals['_MODEL']._serialized_start=1325
+  _globals['_MODEL']._serialized_end=1369
+  _globals['_GETSTATUSREQUEST']._serialized_start=1371
+  _globals['_GETSTATUSREQUEST']._serialized_end=1389
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1392
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1532
+  _globals['_WORKERSTATUS']._serialized_start=1535
+  _globals['_WORKERSTATUS']._serialized_end=1728
+  _globals['_LOAD']._serialized_start=1730
+  _globals['_LOAD']._serialized_end=1841
+  _globals['_INFERENCE']._serialized_start=2184
+  _globals['_INFERENCE']._serialized_end=2407
 # @@protoc_insertion_point(module_scope)

@@ -10,32 +10,28 @@ from aiohttp import web
 from baton.errors import InvalidRequest
 from router.http.answering import Answering, Json
 from router.http.asked import read_json, served_name
-from router.http.body import flag, integer, json_field, kind_of, read_request, text
+from router.http.body import flag, integer, json_field, kind_of, read_request, text, wrong
 from router.http.errors import REQUEST_ID
 from router.http.sampling import NEUTRAL_CHAT, SharedFields
-from router.request import Conversation, Generates, GenerateSpec
+from router.request import Conversation, Generates, GenerateSpec, chat_role
 from router.text import ChatMessage
-
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-"""Roles taken, and what the template is told: `developer` is OpenAI's later word for `system`."""
 
 
 def _messages(name: str, value: Any) -> tuple[ChatMessage, ...]:
-    if not isinstance(value, list) or not value:
-        raise InvalidRequest(f"{name} is {kind_of(value)}; it must be a list of at least one message", param=name)
+    if not isinstance(value, list):
+        raise wrong(name, value, "a list of at least one message")
     return tuple(_message(f"{name}[{place}]", item) for place, item in enumerate(value))
 
 
 def _message(name: str, value: Any) -> ChatMessage:
     if not isinstance(value, dict):
         raise InvalidRequest(f"{name} is {kind_of(value)}; it must be an object", param="messages")
-    role = value.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise InvalidRequest(f"{name}.role is {kind_of(role)}; it must be one of {', '.join(_ROLES)}", param="messages")
+    said = value.get("role")
+    role = chat_role(f"{name}.role", said, kind_of(said))
     for key, item in value.items():
         if key not in ("role", "content", "name") and item not in (None, "", [], {}):
             raise InvalidRequest(f"{name}.{key[:80]} is not supported, so leave it out", param="messages")
-    message = ChatMessage(role=_ROLES[role], content=_content(f"{name}.content", value.get("content"), role))
+    message = ChatMessage(role=role, content=_content(f"{name}.content", value.get("content"), role))
     if value.get("name") is not None:
         message["name"] = text(f"{name}.name", value["name"])
     return message

@@ -119,7 +119,8 @@ class Tokenizer:
         template, or where the template refuses the conversation."""
         if not self._fast.chat_template:
             raise InvalidRequest(
-                "the model has no chat template; use /v1/completions, or serve a checkpoint that has one",
+                "the model has no chat template; use /v1/completions, or `text` over gRPC, or serve a checkpoint that "
+                "has one",
                 param="messages",
             )
         conversation = [dict(message) for message in messages]

@@ -35,6 +35,16 @@ def byte_tokenizer(source: str = "tests") -> Tokenizer:
     return Tokenizer(_fast_byte_tokenizer(), source)
 
 
+def chatty(source: str) -> Tokenizer:
+    """With a chat template, which refuses a message that says no."""
+    tokenizer = byte_tokenizer(source)
+    tokenizer._fast.chat_template = (
+        "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('not that') }}{% endif %}"
+        "{{ m.role }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    )
+    return tokenizer
+
+
 def save_byte_tokenizer(directory: Path) -> None:
     _fast_byte_tokenizer().save_pretrained(directory)
 

@@ -12,7 +12,7 @@ from router import loading
 from router.request import Conversation, FinishReason
 from router.text import ChatMessage, Tokenizer
 from tests.router.fake_worker import EOS, expected_tokens
-from tests.router.system import byte_tokenizer, decode, prefill, running, spec, unified
+from tests.router.system import byte_tokenizer, chatty, decode, prefill, running, spec, unified
 
 HELLO = tuple(b"hello")
 
@@ -166,15 +166,6 @@ async def test_a_seed_is_drawn_where_none_is_given() -> None:
         first, second = (submit.sampling for submit in system["U"].submits)
         assert first.HasField("seed")
         assert first.seed != second.seed
-
-
-def chatty(source: str) -> Tokenizer:
-    tokenizer = byte_tokenizer(source)
-    tokenizer._fast.chat_template = (
-        "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('not that') }}{% endif %}"
-        "{{ m.role }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}>{% endif %}"
-    )
-    return tokenizer
 
 
 async def test_a_conversation_is_rendered_by_the_models_template() -> None:

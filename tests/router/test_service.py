@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,17 +13,20 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from baton.client import Client, Message
 from baton.config import RouterConfig, RoutingConfig
-from baton.errors import CheckpointError, PortInUse
+from baton.errors import CheckpointError, InvalidRequest, PortInUse
 from baton.rpc import LIVENESS
+from baton.sampling import SamplingParams
 from baton.v1 import inference_pb2, inference_pb2_grpc
 from router.interceptor import ErrorInterceptor
 from router.request import Chunk
 from router.server import RouterServer
 from router.service import InferenceService
+from router.text import Tokenizer
 from tests.http.fake_core import FakeCore
 from tests.router.fake_worker import FakeWorker, expected_tokens
-from tests.router.system import FAST, FakeDirectory, byte_tokenizer, decode, prefill, unified
+from tests.router.system import FAST, FakeDirectory, byte_tokenizer, chatty, decode, prefill, unified
 
 SERVICE = "baton.v1.Inference"
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -50,13 +53,18 @@ class Door:
 
 
 @asynccontextmanager
-async def open_door(*workers: FakeWorker, wait: bool = True, **config: Any) -> AsyncIterator[Door]:
+async def open_door(
+    *workers: FakeWorker,
+    wait: bool = True,
+    load_tokenizer: Callable[[str], Tokenizer] = byte_tokenizer,
+    **config: Any,
+) -> AsyncIterator[Door]:
     directory = FakeDirectory()
     for worker in workers:
         await worker.start()
     directory.list(*workers)
     settings = {"grpc_port": 0, "http_port": 0, "routing": RoutingConfig(local_prefill_tokens=3)} | config
-    server = RouterServer(RouterConfig(**settings), directory, FAST, load_tokenizer=byte_tokenizer)
+    server = RouterServer(RouterConfig(**settings), directory, FAST, load_tokenizer=load_tokenizer)
     try:
         await server.start()
         async with grpc.aio.insecure_channel(server.grpc_address) as channel:
@@ -90,6 +98,61 @@ async def test_token_ids_are_a_prompt_and_a_request_id_is_made_up() -> None:
         responses = await door.generate(text=None, token_ids=inference_pb2.TokenIds(ids=[1, 2]))
     assert tuple(t for r in responses for t in r.token_ids) == expected_tokens((1, 2), 8)
     assert responses[-1].finished.request_id.startswith("req-")
+
+
+async def test_messages_become_the_prompt_that_the_http_door_makes_of_them() -> None:
+    said = [("developer", "Be brief."), ("user", "hi"), ("assistant", "Hi."), ("user", "größe?")]
+    worker = unified()
+    async with open_door(worker, load_tokenizer=chatty) as door, aiohttp.ClientSession() as session:
+        await door.generate(text=None, messages=conversation(*said))
+        async with Client(door.server.grpc_address) as client:
+            await client.answer([Message(role, content) for role, content in said], SamplingParams(max_tokens=2))
+        body = {"messages": [{"role": role, "content": content} for role, content in said], "max_tokens": 2}
+        async with session.post(f"http://{door.server.http_address}/v1/chat/completions", json=body) as response:
+            assert response.status == 200
+    prompts = {bytes(submit.token_ids).decode() for submit in worker.submits}
+    assert prompts == {"system:Be brief.;user:hi;assistant:Hi.;user:größe?;>"}
+    assert len(worker.submits) == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ([], "messages is empty; it must have at least one message"),
+        ([("user", "hi"), ("robot", "hi")], 'messages[1].role is the string "robot"; it must be one of system, devel'),
+        ([("", "hi")], 'messages[0].role is the string ""'),
+        ([("x" * 5000, "hi")], "it must be one of"),
+        ([("user", "no")], "the model's chat template does not take these messages: not that"),
+        ([("user", "")] * 512, "prompt has 512 messages; the model takes 512 tokens"),
+        ([("user", "x" * 600)], "tokens; the model takes 512 tokens of prompt and answer together"),
+    ],
+)
+async def test_messages_that_cannot_be_taken_say_which_and_why(said: list[tuple[str, str]], says: str) -> None:
+    async with open_door(unified(), load_tokenizer=chatty) as door:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await door.generate(text=None, messages=conversation(*said))
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert says in refused.value.details()
+        assert (await door.generate())[-1].finished.usage.completion_tokens == 8
+
+
+async def test_a_model_without_chat_template_says_what_else_can_be_sent() -> None:
+    async with open_door(unified()) as door, Client(door.server.grpc_address) as client:
+        with pytest.raises(InvalidRequest, match="no chat template; use /v1/completions, or `text` over gRPC"):
+            await client.answer([Message("user", "hi")])
+
+
+async def test_the_client_is_told_which_field_is_wrong() -> None:
+    async with open_door(unified()) as door, Client(door.server.grpc_address) as client:
+        for prompt, options, param in (("x" * 600, {}, "prompt"), ("x", {"stop": [""]}, "stop")):
+            with pytest.raises(InvalidRequest) as refused:
+                await client.answer(prompt, **options)
+            assert refused.value.param == param
+
+
+def conversation(*said: tuple[str, str]) -> inference_pb2.Messages:
+    messages = [inference_pb2.Message(role=role, content=content) for role, content in said]
+    return inference_pb2.Messages(messages=messages)
 
 
 @pytest.mark.parametrize(
