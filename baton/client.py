@@ -6,7 +6,8 @@ Speaks baton.v1.Inference and turns gRPC statuses back into Baton's errors.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, cast
@@ -97,6 +98,10 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Cancels what is open."""
         await self._channel.close()
 
     async def generate(
@@ -109,7 +114,7 @@ class Client:
         request_id: str = "",
         cache_salt: bytes = b"",
         timeout: float | None = None,
-    ) -> AsyncIterator[pb.GenerateResponse]:
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """The answer as it comes: `text` and `token_ids` of each part, `finished` in the last.
 
         Leaving the loop cancels. `timeout` is the request's deadline, in seconds. Requests share cached prefix blocks
@@ -139,16 +144,26 @@ class Client:
         finally:
             call.cancel()
 
-    async def answer(self, prompt: Prompt, sampling: SamplingParams | None = None, **options: Any) -> Answer:
-        """The whole answer at once; options as for `generate`."""
+    async def answer(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        *,
+        hear: Callable[[str], object] | None = None,
+        **options: Any,
+    ) -> Answer:
+        """The whole answer; `hear` is called with its text, piece by piece, as it comes. Options as for `generate`."""
         text: list[str] = []
         token_ids: list[int] = []
         finished = None
-        async for response in self.generate(prompt, sampling, **options):
-            text.append(response.text)
-            token_ids += response.token_ids
-            if response.HasField("finished"):
-                finished = response.finished
+        async with aclosing(self.generate(prompt, sampling, **options)) as responses:
+            async for response in responses:
+                text.append(response.text)
+                token_ids += response.token_ids
+                if hear is not None and response.text:
+                    hear(response.text)
+                if response.HasField("finished"):
+                    finished = response.finished
         if finished is None:
             raise errors.InternalError("the stream ended without its last message")
         return Answer.of("".join(text), token_ids, finished)

@@ -144,27 +144,41 @@ class UpConfig:
 @dataclass(frozen=True)
 class ClientConfig:
     target: str = setting("127.0.0.1:50051", "HOST:PORT of the router's gRPC door")
-    json: bool = setting(False, "print one JSON object")
 
 
 @dataclass(frozen=True)
-class GenerateConfig(ClientConfig):
+class AskConfig(ClientConfig):
+    model: str = setting("", "served model name; without it, the one that is served")
+    temperature: float = setting(0.0, "0 is greedy")
+    top_p: float = setting(1.0, "smallest set of likely tokens with this much probability")
+    seed: int | None = setting(None, "same seed, same answer; without it, a new one each time")
+    timeout: float = setting(600.0, "seconds until the deadline of an answer", **at_least(0.001))
+
+
+@dataclass(frozen=True)
+class GenerateConfig(AskConfig):
     """`baton generate`: streams one answer to the terminal."""
 
     prompt: str = setting("", "the prompt's text", positional=True)
     token_ids: str = setting("", "the prompt as comma-separated token ids, in place of text")
-    model: str = setting("", "served model name; without it, the one that is served")
     max_tokens: int = setting(128, "tokens to generate at most")
     min_tokens: int = setting(0, "tokens to generate at least")
-    temperature: float = setting(0.0, "0 is greedy")
-    top_p: float = setting(1.0, "smallest set of likely tokens with this much probability")
     top_k: int = setting(0, "the most likely tokens only; 0: all")
-    seed: int | None = setting(None, "same seed, same answer; without it, a new one each time")
     stop: str = setting("", "the answer ends before this string")
     ignore_eos: bool = setting(False, "go on past the model's end-of-sequence tokens")
-    timeout: float = setting(600.0, "seconds until the deadline", **at_least(0.001))
+    json: bool = setting(False, "print one JSON object")
+
+
+@dataclass(frozen=True)
+class ChatConfig(AskConfig):
+    """`baton chat`: talks. Each line is a turn; /help there lists what else it takes."""
+
+    system: str = setting("", "what the model is told before the conversation")
+    max_tokens: int = setting(512, "tokens of an answer at most", **at_least(1))
 
 
 @dataclass(frozen=True)
 class StatusConfig(ClientConfig):
     """`baton status`: shows the system as the router sees it."""
+
+    json: bool = setting(False, "print one JSON object")

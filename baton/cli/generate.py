@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from baton.client import Answer, Client
 from baton.config import GenerateConfig, parse
-from baton.errors import InternalError, InvalidRequest
+from baton.errors import InvalidRequest
 from baton.sampling import SamplingParams
 
 
@@ -33,22 +33,15 @@ async def _generate(config: GenerateConfig, prompt: str | list[int]) -> None:
     )
     stop = (config.stop,) if config.stop else ()
     async with Client(config.target) as client:
-        options = {"model": config.model, "stop": stop, "timeout": config.timeout}
-        if config.json:
-            answer = await client.answer(prompt, sampling, **options)
-            print(json.dumps(dataclasses.asdict(answer)))
-            return
-        finished = None
-        async for part in client.generate(prompt, sampling, model=config.model, stop=stop, timeout=config.timeout):
-            sys.stdout.write(part.text)
-            sys.stdout.flush()
-            if part.HasField("finished"):
-                finished = part.finished
-        print()
-        if finished is None:
-            raise InternalError("the stream ended without its last message")
-        if sys.stderr.isatty():
-            print(summary(Answer.of("", [], finished)), file=sys.stderr)
+        hear = None if config.json else _show
+        answer = await client.answer(prompt, sampling, hear=hear, model=config.model, stop=stop, timeout=config.timeout)
+    print(json.dumps(dataclasses.asdict(answer)) if config.json else "")
+    if not config.json and sys.stderr.isatty():
+        print(summary(answer), file=sys.stderr)
+
+
+def _show(text: str) -> None:
+    print(text, end="", flush=True)
 
 
 def summary(answer: Answer) -> str:

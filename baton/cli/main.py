@@ -22,6 +22,12 @@ def _generate(argv: Sequence[str]) -> int:
     return generate.main(argv)
 
 
+def _chat(argv: Sequence[str]) -> int:
+    from baton.cli import chat
+
+    return chat.main(argv)
+
+
 def _status(argv: Sequence[str]) -> int:
     from baton.cli import status
 
@@ -38,6 +44,7 @@ def _part(module: str) -> Callable[[Sequence[str]], int]:
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "up": ("run a whole system on this machine", _up),
     "generate": ("stream one answer to the terminal", _generate),
+    "chat": ("talk, turn by turn", _chat),
     "status": ("show the system as the router sees it", _status),
     "router": ("run the router", _part("router")),
     "prefill": ("run a prefill worker", _part("prefill_worker")),

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from baton.config import DecodeConfig, GenerateConfig, RouterConfig, StatusConfig, UpConfig, WorkerConfig, parse
+from baton.config import (
+    ChatConfig,
+    DecodeConfig,
+    GenerateConfig,
+    RouterConfig,
+    StatusConfig,
+    UpConfig,
+    WorkerConfig,
+    parse,
+)
 from baton.metrics import (
     BLOCK_STATES,
     EngineMetrics,
@@ -94,6 +103,7 @@ GENERATE = (
     "PROMPT --token-ids=1,2,3 --max-tokens=5 --temperature=0.5 --top-p=0.9 --top-k=4 --seed=1 --ignore-eos "
     "--target=127.0.0.1:50051 --json"
 )
+CHAT = "--model=tiny --system=Brief. --temperature=0.5 --top-p=0.9 --seed=1 --max-tokens=5 --timeout=9 --target=h:1"
 
 
 @pytest.mark.parametrize(
@@ -101,12 +111,13 @@ GENERATE = (
     [
         (UpConfig, UP),
         (GenerateConfig, GENERATE),
+        (ChatConfig, CHAT),
         (StatusConfig, "--target=127.0.0.1:1 --json"),
         (RouterConfig, "--redis-url=redis://r --grpc-port=1 --http-port=2"),
         (WorkerConfig, "--metrics-port=0 --redis-url=redis://r --model=DIR"),
         (DecodeConfig, "--unified --metrics-port=0"),
     ],
-    ids=["up", "generate", "status", "router", "prefill", "decode"],
+    ids=["up", "generate", "chat", "status", "router", "prefill", "decode"],
 )
 def test_public_flags_are_understood(cls: type[object], line: str) -> None:
     parse(cls, line.split(), prog="baton", environ={})

@@ -119,14 +119,14 @@ def tail(log: Path) -> str:
     return log.read_text()[-3000:]
 
 
-async def run_cli(*arguments: str, seconds: float = 60.0) -> tuple[int, str, str]:
+async def run_cli(*arguments: str, stdin: bytes = b"", seconds: float = 60.0) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of `baton …`."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "baton.cli.main", *arguments,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=ROOT,
     )  # fmt: skip
     try:
-        out, err = await asyncio.wait_for(process.communicate(), seconds)
+        out, err = await asyncio.wait_for(process.communicate(stdin), seconds)
     except TimeoutError:
         process.kill()
         raise
