@@ -30,9 +30,11 @@ COPY worker/ worker/
 COPY prefill_worker/ prefill_worker/
 COPY decode_worker/ decode_worker/
 COPY router/ router/
+COPY demo_model/ demo_model/
 RUN pip install --no-build-isolation --no-deps . && \
     pip check && \
-    baton --version
+    baton --version && \
+    python -I -c "from baton.model_in_the_box import DIRECTORY; open(DIRECTORY / 'config.json')"
 
 FROM python:${PYTHON}-slim
 RUN groupadd --gid 10001 baton && \

@@ -19,7 +19,7 @@ help: ## say what there is
 setup: ## make .venv with everything in it, and the `baton` command
 	@python=$$(PYTHON="$(PYTHON)" sh .ci/find-python) && "$$python" .ci/make_venv.py --torch "$(TORCH)"
 
-demo: setup ## a whole system on this machine, one answer, and who did what
+demo: setup ## a whole system on this machine, some answers, and who did what
 	@echo "demo: starting"
 	@$(BIN)/python -m demo_model.demo $(ARGS)
 
@@ -52,5 +52,5 @@ proto: setup ## generate baton/v1 from proto/baton/v1
 
 clean: ## remove .venv and all that tools left behind
 	@echo "clean: .venv, caches, build"
-	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo
+	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,50 +1,57 @@
-"""`make demo`: a router, a prefill and a decode worker on this machine, two answers, and who did what.
+"""`make demo`: a whole system on this machine with the model in the box, what it says, and who did what.
 
-The checkpoint is built on the spot and its weights are random, so the words are noise. What is real: every process,
-every block that moves, every token that is streamed, every figure that is shown.
+Everything is real: every process, every block that moves, every token that is streamed, every figure that is shown.
+What `make demo ARGS=…` gives is handed on to `baton up`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 from urllib.request import urlopen
 
+from baton.cli.conversation import figures
 from baton.cli.generate import summary
 from baton.cli.status import table
-from baton.client import Answer, Client
+from baton.client import Answer, Client, Message
 from baton.errors import BatonError, ConfigError
 from baton.sampling import SamplingParams
+from demo_model.tasks import Fact, filler
 
-_ROOT = Path(__file__).resolve().parent.parent
-_CHECKPOINT = _ROOT / ".demo" / "checkpoint"
-_ANSWER_TOKENS = 64
-_PROMPT = (
-    "Baton serves large language models with the two halves of inference on separate workers. A prefill worker reads "
-    "the whole prompt; a decode worker writes one token at a time. Tell me what passes from one to the other, and why."
+_FACTS = (
+    Fact("blue", "door", "4172"),
+    Fact("red", "lamp", "9031"),
+    Fact("green", "boat", "2750"),
+    Fact("silver", "bell", "6648"),
 )
+_SENTENCES_BETWEEN = 10
+_QUESTION = f"What is the code of the {_FACTS[0].key}?"
+_OTHERS = (
+    "What is prefill?",
+    "Tell me a story about a fox and a bear.",
+    "Anna is 34 years old and likes cherries. Answer in JSON with name, age and likes.",
+)
+_GREEDY = SamplingParams(max_tokens=256)
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     try:
-        asyncio.run(_demo())
+        asyncio.run(_demo(argv))
     except BatonError as error:
         print(f"demo: {error.message}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
-async def _demo() -> None:
-    if not (_CHECKPOINT / "tokenizer.json").exists():
-        print("demo: building a tiny checkpoint with random weights", flush=True)
-        await asyncio.to_thread(_build_checkpoint)
-    print("demo: starting Redis, a router, one prefill and one decode worker", flush=True)
-    command = [sys.executable, "-m", "baton.cli.main", "up", "--model", str(_CHECKPOINT), "--served-model-name", "demo"]
-    system = await asyncio.create_subprocess_exec(
-        *command, "--grpc-port", "0", "--http-port", "0", "--log-level", "warning", stdout=asyncio.subprocess.PIPE
-    )
+async def _demo(argv: Sequence[str]) -> None:
+    print(f"demo: {' '.join(('baton up', *argv))}", flush=True)
+    command = [sys.executable, "-m", "baton.cli.main", "up", "--grpc-port=0", "--http-port=0", "--log-level=warning"]
+    system = await asyncio.create_subprocess_exec(*command, *argv, stdout=asyncio.subprocess.PIPE)
     try:
         assert system.stdout is not None, "stdout is a pipe"
         line = (await system.stdout.readline()).decode()
@@ -57,43 +64,45 @@ async def _demo() -> None:
         if system.returncode is None:
             system.send_signal(signal.SIGTERM)
         await system.wait()
-    print("\nNext: `.venv/bin/baton up --model DIR_OR_HUB_ID`, and ask with `.venv/bin/baton generate PROMPT`.")
-
-
-def _build_checkpoint() -> None:
-    from demo_model.random_checkpoint import build  # torch and transformers take seconds to import
-
-    build(_CHECKPOINT, (_ROOT / "README.md").read_text())
+    print("\nNext: `.venv/bin/baton up` in one terminal, `.venv/bin/baton chat` in another.")
 
 
 async def _show(client: Client) -> None:
     status = await client.status()
-    print(f"\n{table(status)}\n\nprompt   {_PROMPT}")
-    print("\nThe weights are random, so the words are noise; all else is real.")
-    print("answer   ", end="", flush=True)
-    answer = await _stream(client)
-    print(f"\n\n{summary(answer)}")
-    again = await _stream(client, show=False)
-    same = "the same tokens" if again.token_ids == answer.token_ids else "OTHER TOKENS"
-    print(f"\nThe same prompt again: {again.usage['cached_tokens']} of its tokens were cached, and it gave {same}.")
-    print(summary(again))
+    print(f"\n{table(status)}\n")
+    print("Four codes among other text, and one that is asked for. A damaged KV cache would show as a wrong code.\n")
+    prompt, shown = recall_prompt(random.Random(0))
+    first = await _ask(client, prompt, shown)
+    if first.text != _FACTS[0].code:
+        print(f"That is wrong: it is {_FACTS[0].code}.")
+    print(f"\n{summary(first)}\n")
+    for question in _OTHERS:
+        print(f"{figures(await _ask(client, question))}\n")
+    print("The first question again, whose blocks are in the prefix cache by now.\n")
+    again = await _ask(client, prompt, shown)
+    same = "the same tokens" if again.token_ids == first.token_ids else "OTHER TOKENS"
+    cached, length = again.usage["cached_tokens"], again.usage["prompt_tokens"]
+    print(f"\n{summary(again)}\n\n{cached} of {length} prompt tokens were cached, and the answer has {same}.")
     for worker in sorted(status.workers, key=lambda w: w.id):
         blocks = await asyncio.to_thread(_blocks, worker.metrics)
         print(f"blocks   {worker.id}: {', '.join(f'{count} {state}' for state, count in blocks.items())}")
 
 
-async def _stream(client: Client, *, show: bool = True) -> Answer:
-    text: list[str] = []
-    token_ids: list[int] = []
-    sampling = SamplingParams(max_tokens=_ANSWER_TOKENS, ignore_eos=True)
-    async for part in client.generate(_PROMPT, sampling):
-        text.append(part.text)
-        token_ids += part.token_ids
-        if show:
-            print(part.text.replace("\n", " "), end="", flush=True)
-        if part.HasField("finished"):
-            return Answer.of("".join(text), token_ids, part.finished)
-    raise ConfigError("the stream ended without its last message")
+def recall_prompt(rng: random.Random) -> tuple[str, str]:
+    """All of it, and what is worth showing of it."""
+    sentences: list[str] = []
+    for fact in _FACTS:
+        sentences += [fact.tell(), *(filler(rng) for _ in range(_SENTENCES_BETWEEN))]
+    shown = [*(fact.tell() for fact in _FACTS), _QUESTION]
+    return " ".join([*sentences, _QUESTION]), " … ".join(shown)
+
+
+async def _ask(client: Client, prompt: str, shown: str = "") -> Answer:
+    """The answer to one message of a chat, which is printed as it comes."""
+    print(f"> {shown or prompt}")
+    answer = await client.answer([Message("user", prompt)], _GREEDY, hear=lambda text: print(text, end="", flush=True))
+    print()
+    return answer
 
 
 def _blocks(metrics: str) -> dict[str, int]:
@@ -110,4 +119,4 @@ def _blocks(metrics: str) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

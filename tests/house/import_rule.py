@@ -13,7 +13,7 @@ from pathlib import Path
 _MIDDLE = frozenset({"baton", "engine", "kvtransfer", "discovery"})
 
 # baton ← { engine | kvtransfer | discovery } ← worker ← { prefill_worker | decode_worker };
-# baton ← discovery ← router. The three in the middle never import each other.
+# baton ← discovery ← router. The three in the middle never import each other. The demo is a client like any other.
 OURS: dict[str, frozenset[str]] = {
     "baton": frozenset(),
     "engine": frozenset({"baton"}),
@@ -23,6 +23,7 @@ OURS: dict[str, frozenset[str]] = {
     "prefill_worker": _MIDDLE | {"worker"},
     "decode_worker": _MIDDLE | {"worker"},
     "router": frozenset({"baton", "discovery"}),
+    "demo_model": frozenset({"baton"}),
 }
 
 _TENSORS = frozenset({"torch", "triton", "numpy", "safetensors"})

@@ -44,6 +44,8 @@ def test_every_module_that_the_rule_names_exists() -> None:
         ("discovery/x.py", "import router", "discovery imports router"),
         ("worker/x.py", "import prefill_worker", "worker imports prefill_worker"),
         ("prefill_worker/x.py", "import decode_worker", "prefill_worker imports decode_worker"),
+        ("baton/x.py", "from demo_model import demo", "baton imports demo_model"),
+        ("demo_model/x.py", "import engine.runner", "demo_model imports engine.runner"),
         ("router/x.py", "from torch import nn", "router.x imports torch"),
         ("router/x.py", "if TYPE_CHECKING:\n    import kvtransfer", "router imports kvtransfer"),
         ("router/http/x.py", "from ...engine import plan", "router imports engine"),

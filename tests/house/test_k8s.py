@@ -65,6 +65,19 @@ def test_every_overlay_renders_and_keeps_the_schema(overlay: Path) -> None:
         kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
 
 
+def test_the_cpu_demo_serves_the_model_in_the_box() -> None:
+    overlay = yaml.safe_load((ROOT / "k8s/overlays/cpu-demo/kustomization.yaml").read_text())
+    (patch,) = (p["patch"] for p in overlay["patches"] if p["target"]["kind"] == "ConfigMap")
+    settings = dict(SETTINGS)
+    for step in yaml.safe_load(patch):
+        assert step["op"] == "remove", "the one step that this test knows"
+        del settings[step["path"].removeprefix("/data/")]
+    for cls in PARTS.values():
+        parsed = parse(cls, [], prog="baton", environ=settings)
+        model = parsed.model if cls is RouterConfig else parsed.model.model
+        assert model == "", "workers say what they serve, and the router asks them"
+
+
 def test_every_variable_is_a_setting_of_its_part_with_a_value_that_it_takes(part: str) -> None:
     one = container(DEPLOYMENTS[f"baton-{part}"])
     assert one["args"] == [part]

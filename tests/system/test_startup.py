@@ -11,6 +11,7 @@ import pytest
 
 from tests.checkpoints import edit_json
 from tests.system.harness import run_cli
+from tests.text.checkpoints import GIT_LFS_POINTER
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,6 @@ pytestmark = pytest.mark.slow
         (["--no-such-flag"], ["--no-such-flag"]),
         (["--block-size=0"], ["--block-size"]),
         (["--model=/no/such/directory"], ["/no/such/directory"]),
-        (["--model="], ["--model", "in the box"]),
         (["--redis-url=redis://127.0.0.1:1/0"], ["127.0.0.1:1"]),
         (["--redis-url=http://x"], ["redis://"]),
     ],
@@ -54,29 +54,33 @@ async def test_a_port_in_use_is_named(checkpoint: Callable[[str], Path], door: s
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("command", "damage", "says"),
     [
-        (lambda d: (d / "config.json").unlink(), ["config.json"]),
-        (lambda d: (d / "config.json").write_text("{"), ["config.json"]),
-        (lambda d: edit_json(d / "config.json", architectures=["MambaForCausalLM"]), ["MambaForCausalLM", "Llama"]),
-        (lambda d: (d / "model.safetensors").unlink(), ["safetensors"]),
-        (lambda d: truncate(d / "model.safetensors"), ["model.safetensors"]),
-        (lambda d: edit_json(d / "config.json", intermediate_size=96), ["mlp", "96"]),
-        (lambda d: edit_json(d / "config.json", num_hidden_layers=4), ["layers.3"]),
-        (lambda d: edit_json(d / "config.json", num_hidden_layers=2), ["layers.2"]),
+        ("prefill", lambda d: truncate(d / "model.safetensors"), "prefill: {}/model.safetensors has "),
+        (
+            "decode",
+            lambda d: edit_json(d / "config.json", architectures=["MambaForCausalLM"]),
+            "decode: {}/config.json: ",
+        ),
+        ("up", lambda d: (d / "config.json").unlink(), ": {}/config.json is missing"),
+        ("up", lambda d: (d / "model.safetensors").write_text(GIT_LFS_POINTER), ": {}/model.safetensors is a git-lfs"),
+        ("up", lambda d: (d / "tokenizer.json").write_text("{"), "router: {}/tokenizer.json cannot be read"),
+        ("up", lambda d: (d / "chat_template.jinja").write_text("{% if"), "router: {}/chat_template.jinja: the chat "),
     ],
 )
-async def test_a_bad_checkpoint_names_file_and_tensor(
-    checkpoint: Callable[[str], Path], tmp_path: Path, damage: Callable[[Path], object], words: list[str]
+async def test_a_damaged_model_directory_is_named_in_one_line(
+    checkpoint: Callable[[str], Path], tmp_path: Path, command: str, damage: Callable[[Path], object], says: str
 ) -> None:
     for source in checkpoint("llama").iterdir():
         (tmp_path / source.name).write_bytes(source.read_bytes())
     damage(tmp_path)
-    status, _, err = await run_cli("prefill", f"--model={tmp_path}")
-    assert status == 1
+    doors = ["--grpc-port=0", "--http-port=0"] if command == "up" else []
+    status, out, err = await run_cli(command, f"--model={tmp_path}", *doors)
+    assert (status, out) == (1, "")
     assert "Traceback" not in err
-    for word in words:
-        assert word in err
+    reasons = [line for line in err.splitlines() if line.startswith("baton ") and str(tmp_path) in line]
+    assert any(says.format(tmp_path) in reason for reason in reasons), err
+    assert len({reason.split(": ", 1)[1] for reason in reasons}) == 1, "what is wrong is said in one way"
 
 
 async def test_without_a_router_the_commands_say_how_to_start_one() -> None:
