@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,32 +17,23 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from baton.errors import CheckpointError
+from baton.model_files import in_one_line, read_json, unusable
 
+CONFIG = "config.json"
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
-_SHOWN = 8  # names in a message
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises CheckpointError if the file is missing or is not a JSON object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} has no {path.name}; a Hugging Face checkpoint has one") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}; it must hold an object")
-    return value
+_SHOWN = 4  # names in a message
+_MAX_HEADER_BYTES = 100_000_000  # as safetensors has it
 
 
 class Checkpoint:
     """The weights of one directory. A context manager: it holds its files open."""
 
     def __init__(self, directory: Path) -> None:
+        self._directory = directory
         self._files: dict[str, Any] = {}
         self._file_of: dict[str, str] = {}
         self._digests: dict[str, bytes] = {}
@@ -75,29 +67,28 @@ class Checkpoint:
         """float32, bfloat16 or float16; raises CheckpointError for any other."""
         stored = self._slice(name).get_dtype()
         if stored not in _FLOATS:
-            raise CheckpointError(
-                f"{self._file_of[name]}: {name} is stored as {stored}; {', '.join(_FLOATS)} are served"
-            )
+            raise CheckpointError(f"{self._file(name)}: {name} is stored as {stored}; {', '.join(_FLOATS)} are served")
         return _FLOATS[stored]
 
     def check(self, expected: Mapping[str, tuple[int, ...]], ignored: Callable[[set[str]], set[str]]) -> None:
         """Raises CheckpointError unless exactly the expected tensors are there, in shape and in a served dtype."""
-        shapes = self.shapes()
+        shapes, config = self.shapes(), self._directory / CONFIG
         missing = sorted(expected.keys() - shapes.keys())
         if missing:
-            raise CheckpointError(f"the checkpoint lacks {_listed(missing)}, which its config.json calls for")
+            place = self._directory / (_SINGLE if len(self._files) == 1 else _INDEX)
+            raise CheckpointError(f"{place} has no {_listed(missing)}, which {config} calls for")
         extra = shapes.keys() - expected.keys()
         extra -= ignored(extra)
         if extra:
             places = [f"{name} (in {self._file_of[name]})" for name in sorted(extra)]
-            raise CheckpointError(f"the checkpoint has {_listed(places)}, which its config.json does not call for")
+            raise CheckpointError(f"{self._directory} has {_listed(places)}, which {config} does not call for")
         wrong = [
             f"{name} in {self._file_of[name]} has shape {list(shapes[name])}; it must be {list(shape)}"
             for name, shape in expected.items()
             if shapes[name] != shape
         ]
         if wrong:
-            raise CheckpointError(f"{_listed(wrong)}, as config.json says")
+            raise CheckpointError(f"{config} calls for other shapes: {_listed(wrong)}")
         for name in expected:
             self.dtype(name)
 
@@ -106,7 +97,9 @@ class Checkpoint:
         try:
             tensor: Tensor = self._files[self._file_of[name]].get_tensor(name)
         except SafetensorError as error:
-            raise CheckpointError(f"{self._file_of[name]}: {name} cannot be read: {error}") from None
+            raise CheckpointError(f"{self._file(name)}: {name} cannot be read: {in_one_line(error)}") from None
+        if not torch.stack(tensor.aminmax()).isfinite().all():
+            raise CheckpointError(f"{self._file(name)}: {name} holds values that are no finite numbers; copy it again")
         self._digests[name] = _digest(tensor)
         return tensor
 
@@ -118,18 +111,21 @@ class Checkpoint:
             digest.update(name.encode() + b"\0" + self._digests[name])
         return digest.digest()
 
+    def _file(self, name: str) -> Path:
+        return self._directory / self._file_of[name]
+
     def _slice(self, name: str) -> Any:
         return self._files[self._file_of[name]].get_slice(name)
 
 
 def _file_names(directory: Path) -> list[str]:
-    if (directory / _INDEX).exists():
+    if os.path.lexists(directory / _INDEX):
         names = sorted(set(_weight_map(directory).values()))
         for name in names:
-            if Path(name).name != name or not (directory / name).is_file():
+            if Path(name).name != name or not os.path.lexists(directory / name):
                 raise CheckpointError(f"{directory / _INDEX} names {name!r}, and {directory} has no such file")
         return names
-    if (directory / _SINGLE).is_file():
+    if os.path.lexists(directory / _SINGLE):
         return [_SINGLE]
     pickles = sorted(path.name for path in directory.iterdir() if path.suffix in _PICKLES)
     if pickles:
@@ -137,7 +133,7 @@ def _file_names(directory: Path) -> list[str]:
             f"{directory} has its weights as pickle ({', '.join(pickles[:_SHOWN])}), which can run code when it is "
             f"opened; convert it to safetensors ({_SINGLE})"
         )
-    raise CheckpointError(f"{directory} has neither {_SINGLE} nor {_INDEX}")
+    raise CheckpointError(f"{directory} has neither {_SINGLE} nor {_INDEX}; its weights must be in one of them")
 
 
 def _weight_map(directory: Path) -> dict[str, str]:
@@ -148,7 +144,7 @@ def _weight_map(directory: Path) -> dict[str, str]:
 
 
 def _check_index(directory: Path, file_of: Mapping[str, str]) -> None:
-    if not (directory / _INDEX).exists():
+    if not os.path.lexists(directory / _INDEX):
         return
     for name, file in _weight_map(directory).items():
         if file_of.get(name) != file:
@@ -160,9 +156,24 @@ def _open(path: Path) -> Any:
         opened: Any = safe_open(path, framework="pt", device="cpu")
         return opened.__enter__()
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is no whole safetensors file ({path.stat().st_size} bytes): {error}; copy it again"
-        ) from None
+        right = _right_size(path)
+        if right is not None and right != path.stat().st_size:
+            raise CheckpointError(
+                f"{path} has {path.stat().st_size} bytes; by its header it must have {right}: copy it again"
+            ) from None
+        raise unusable(path, "a whole safetensors file", error) from None
+
+
+def _right_size(path: Path) -> int | None:
+    """By the header of a safetensors file; None where it has none that can be read."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size)) if size < _MAX_HEADER_BYTES else {}
+        header.pop("__metadata__", None)
+        return 8 + size + max(int(tensor["data_offsets"][1]) for tensor in header.values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _digest(tensor: Tensor) -> bytes:

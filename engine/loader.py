@@ -13,14 +13,16 @@ from torch import Tensor
 
 from baton.errors import CheckpointError, ConfigError
 from baton.layout import KVLayout
-from engine.checkpoint import Checkpoint, read_json
-from engine.hub import model_directory
+from baton.model_files import in_one_line, model_directory, read_json
+from engine.checkpoint import CONFIG, Checkpoint
 from engine.models.decoder import Decoder
-from engine.models.families import FAMILIES, model_spec
+from engine.models.families import FAMILIES, architecture_of, check_fields, model_spec
 from engine.models.spec import ModelSpec
 from engine.models.tensors import EMBEDDING, expected_tensors, ignored
 from engine.progress import LoadProgress, Progress
 
+# What serving needs and nothing that could be executed: no pickles, no Python.
+_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -67,12 +69,16 @@ def load_model(
     `dtype` auto is what the config names, else what the weights are stored in. Weights of another float dtype are
     converted. Shows a long load's progress on stderr unless `progress` is given.
     """
-    directory = model_directory(model)
-    config, spec = _read_config(directory)
+    directory = model_directory(model, _FILES)
+    raw = read_json(directory / CONFIG)
+    try:
+        config, spec = _interpret(raw)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory / CONFIG}: {error.message}") from error
     expected = expected_tensors(spec)
     with Checkpoint(directory) as checkpoint:
         checkpoint.check(expected, lambda names: ignored(names, spec))
-        run_dtype = _choose_dtype(dtype, config, checkpoint.dtype(EMBEDDING))
+        run_dtype = _choose_dtype(dtype, raw, checkpoint.dtype(EMBEDDING))
         show = progress or LoadProgress(directory.name)
         total = sum(prod(shape) for shape in expected.values()) * run_dtype.itemsize
         done = 0
@@ -97,17 +103,12 @@ def load_model(
     )
 
 
-def _read_config(directory: Path) -> tuple[Any, ModelSpec]:
-    """The config as transformers completes it, and our spec of it."""
-    raw = read_json(directory / "config.json")
-    architectures = raw.get("architectures") or []
-    architecture = next((name for name in architectures if name in FAMILIES), None)
-    if architecture is None:
-        code = " and brings Python code of its own, which is never run" if raw.get("auto_map") else ""
-        raise CheckpointError(
-            f"{directory / 'config.json'} names architecture {', '.join(map(str, architectures)) or 'none'}{code}; "
-            f"served are {', '.join(FAMILIES)}"
-        )
+def _interpret(raw: dict[str, Any]) -> tuple[Any, ModelSpec]:
+    """The config as transformers completes it, and our spec of it. Raises CheckpointError, naming the field."""
+    architecture = architecture_of(raw)
+    check_fields(raw, architecture)
+    if _named_dtype(raw) not in (None, *_DTYPES):
+        raise CheckpointError(f"dtype is {_named_dtype(raw)!r}; {', '.join(_DTYPES)} are served")
     from transformers import CONFIG_MAPPING
 
     family = FAMILIES[architecture].name
@@ -115,32 +116,35 @@ def _read_config(directory: Path) -> tuple[Any, ModelSpec]:
         # The family's own class, not what model_type or auto_map say: nothing of the checkpoint picks code to run.
         config = CONFIG_MAPPING[family].from_dict(raw)
     except Exception as error:  # whatever a field's wrong type or value makes transformers raise
-        raise CheckpointError(f"{directory / 'config.json'} is no valid {family} config: {error}") from error
+        raise CheckpointError(f"this is no valid {family} config: {in_one_line(error)}") from error
     return config, model_spec(config, architecture)
 
 
-def _choose_dtype(wanted: str, config: Any, stored: torch.dtype) -> torch.dtype:
-    if wanted != "auto":
-        if wanted not in _DTYPES:
-            raise ConfigError(f"dtype is {wanted!r}; it must be auto, {', '.join(_DTYPES)}", param="dtype")
-        return _DTYPES[wanted]
-    named = getattr(config, "dtype", None)
-    named = getattr(torch, named, None) if isinstance(named, str) else named
-    return named if named in _DTYPE_NAMES else stored
+def _named_dtype(raw: dict[str, Any]) -> Any:
+    return raw.get("dtype") or raw.get("torch_dtype")
+
+
+def _choose_dtype(wanted: str, raw: dict[str, Any], stored: torch.dtype) -> torch.dtype:
+    if wanted == "auto":
+        named = _named_dtype(raw)
+        return stored if named is None else _DTYPES[named]
+    if wanted not in _DTYPES:
+        raise ConfigError(f"dtype is {wanted!r}; it must be auto, {', '.join(_DTYPES)}", param="dtype")
+    return _DTYPES[wanted]
 
 
 def _eos_token_ids(directory: Path, config: Any) -> tuple[int, ...]:
     """generation_config.json has the last word: chat models list the end of a turn there."""
     path = directory / "generation_config.json"
-    ids = read_json(path).get("eos_token_id") if path.exists() else None
+    ids = read_json(path, optional=True).get("eos_token_id")
     if ids is None:
-        ids = config.eos_token_id
+        path, ids = directory / CONFIG, config.eos_token_id
     if ids is None:
         return ()
     listed = tuple(ids) if isinstance(ids, list) else (ids,)
     for token_id in listed:
-        if not isinstance(token_id, int) or not 0 <= token_id < config.vocab_size:
+        if type(token_id) is not int or not 0 <= token_id < config.vocab_size:
             raise CheckpointError(
-                f"{directory}: eos_token_id is {token_id!r}; it must be a token id below {config.vocab_size}"
+                f"{path}: eos_token_id is {token_id!r}; it must be a token id below {config.vocab_size}"
             )
     return listed

@@ -213,7 +213,7 @@ def served_name(config: WorkerConfig) -> str:
     model = config.model.model
     if config.model.served_model_name:
         return config.model.served_model_name
-    return Path(model).resolve().name if Path(model).is_dir() else model
+    return Path(model).resolve().name if os.path.isdir(model) else model
 
 
 def _serve_metrics(config: WorkerConfig, metrics: Metrics) -> int:

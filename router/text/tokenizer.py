@@ -15,10 +15,10 @@ from typing import Any, NotRequired, TypedDict, TypeVar
 import jinja2
 from tokenizers import Tokenizer as Backend
 
-from baton.errors import CheckpointError, InvalidRequest
+from baton.errors import InvalidRequest
 from router.text.length_bound import max_characters_per_token
 from router.text.pieces import PieceTable, piece_table
-from router.text.source import TOKENIZER_FILE, checkpoint_directory, read_json
+from router.text.source import fast_tokenizer
 
 T = TypeVar("T")
 
@@ -67,19 +67,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, source: str) -> Tokenizer:
-        """From a directory or a hub id. Blocks: call it in a thread. Raises CheckpointError, which names the file."""
-        from transformers import PreTrainedTokenizerFast  # here, so that importing router.text stays quick
-
-        directory = checkpoint_directory(source)
-        for name in (TOKENIZER_FILE, "tokenizer_config.json"):
-            read_json(directory / name)  # a damaged file is named before the loader reports it in its own words
-        try:
-            fast = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
-        except Exception as error:  # whatever the loader makes of a wrong file: there is no one class for it
-            raise CheckpointError(
-                f"{directory / TOKENIZER_FILE} holds no tokenizer that can be used: {error}"
-            ) from error
-        return cls(fast, source)
+        """From a directory or a hub id. Blocks: call it in a thread. Raises CheckpointError."""
+        return cls(fast_tokenizer(source), source)
 
     async def encode(
         self, text: str, add_special_tokens: bool = True, *, max_tokens: int | None = None

@@ -1,4 +1,4 @@
-"""What the loader takes, and what it refuses: with the file, the tensor and what would be right."""
+"""What the loader takes, and what it makes of it. What it refuses is in test_damaged_checkpoints.py."""
 
 from __future__ import annotations
 
@@ -35,13 +35,6 @@ def _edit_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], object
     tensors = load_file(path / WEIGHTS)
     change(tensors)
     save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
-
-
-def _refused(path: Path, *parts: str) -> None:
-    with pytest.raises(CheckpointError) as caught:
-        load_model(str(path))
-    for part in parts:
-        assert part in caught.value.message
 
 
 def test_shards_are_the_same_model(llama: Path, tmp_path: Path) -> None:
@@ -99,8 +92,6 @@ def test_eos_comes_from_the_generation_config_first(llama: Path) -> None:
     config = json.loads((llama / "config.json").read_text())
     (llama / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
     assert load_model(str(llama)).eos_token_ids == ()
-    edit_json(llama / "config.json", eos_token_id=4096)
-    _refused(llama, "eos_token_id is 4096", "below 384")
 
 
 def test_model_length_is_the_configs_unless_less_is_wanted(loaded: Callable[[str], LoadedModel]) -> None:
@@ -120,116 +111,13 @@ def test_derived_tensors_of_old_checkpoints_are_passed_over(llama: Path, tmp_pat
     load_model(str(tied))
 
 
-def test_no_directory_and_no_config_are_refused(llama: Path) -> None:
-    _refused(llama / "nowhere", "nowhere", "no such directory")
-    _refused(llama / WEIGHTS, "is a file")
-    (llama / "config.json").rename(llama / "config.txt")
-    _refused(llama, "has no config.json")
-    (llama / "config.json").write_text("{not json")
-    _refused(llama, "config.json", "cannot be read as JSON")
-    (llama / "config.json").write_text("[]")
-    _refused(llama, "config.json", "must hold an object")
-    (llama / "config.json").write_bytes(b"\xff\xfe\xff")
-    _refused(llama, "config.json", "cannot be read as JSON")
-
-
-def test_pickles_are_refused(llama: Path) -> None:
-    (llama / WEIGHTS).rename(llama / "pytorch_model.bin")
-    _refused(llama, "pytorch_model.bin", "pickle", "convert it to safetensors")
-    (llama / "pytorch_model.bin").unlink()
-    _refused(llama, "neither model.safetensors nor model.safetensors.index.json")
-
-
 def test_remote_code_is_refused_and_not_run(llama: Path) -> None:
     (llama / "modeling_evil.py").write_text("raise SystemExit('ran')")
     edit_json(llama / "config.json", architectures=["EvilForCausalLM"], auto_map={"AutoConfig": "modeling_evil.Evil"})
-    _refused(llama, "EvilForCausalLM", "never run")
+    with pytest.raises(CheckpointError, match="EvilForCausalLM and brings Python code of its own, which is never run"):
+        load_model(str(llama))
     edit_json(llama / "config.json", architectures=["LlamaForCausalLM"])
     load_model(str(llama))
-
-
-@pytest.mark.parametrize(
-    ("fields", "parts"),
-    [
-        (
-            {"architectures": ["GPT2LMHeadModel"]},
-            ["GPT2LMHeadModel", "served are LlamaForCausalLM", "Qwen3ForCausalLM"],
-        ),
-        ({"architectures": None}, ["names architecture none"]),
-        ({"hidden_act": "gelu"}, ["hidden_act is 'gelu'", "silu"]),
-        ({"quantization_config": {"quant_method": "gptq"}}, ["quantization_config"]),
-        ({"num_key_value_heads": 3}, ["num_attention_heads is 4", "multiple of num_key_value_heads (3)"]),
-        ({"head_dim": 15}, ["even", "`head_dim`=15"]),
-        ({"num_hidden_layers": 0}, ["num_hidden_layers is 0", "positive"]),
-        ({"vocab_size": -1}, ["vocab_size is -1", "positive"]),
-        ({"hidden_size": "wide"}, ["config.json", "no valid llama config"]),
-        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, ["rope_type is 'dynamic'"]),
-        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, ["factor"]),
-        (
-            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
-            ["partial_rotary_factor is 0.5"],
-        ),
-    ],
-)
-def test_configs_that_are_not_served_are_refused(fields: dict[str, Any], parts: list[str], llama: Path) -> None:
-    edit_json(llama / "config.json", **fields)
-    _refused(llama, *parts)
-
-
-def test_layers_that_are_not_served_are_refused(tmp_path: Path) -> None:
-    path = build_checkpoint("qwen2", tmp_path, tokenizer=False)
-    edit_json(path / "config.json", sliding_window=-3)
-    _refused(path, "sliding_window is -3", "at least 1")
-    edit_json(path / "config.json", sliding_window=8, layer_types=["full_attention", "chunked_attention"])
-    _refused(path, "config.json")
-    edit_json(path / "config.json", layer_types=["full_attention"])
-    _refused(path, "config.json")
-
-
-def test_missing_tensors_are_named(llama: Path) -> None:
-    def drop(tensors: dict[str, torch.Tensor]) -> None:
-        del tensors["model.layers.1.self_attn.q_proj.weight"], tensors["lm_head.weight"]
-
-    _edit_weights(llama, drop)
-    _refused(llama, "lacks lm_head.weight, model.layers.1.self_attn.q_proj.weight")
-
-
-def test_unexpected_tensors_are_named(llama: Path) -> None:
-    _edit_weights(llama, lambda tensors: tensors.update({"model.layers.3.surprise": torch.ones(2)}))
-    _refused(llama, "model.layers.3.surprise (in model.safetensors)")
-
-
-def test_wrong_shapes_are_shown_with_the_right_ones(llama: Path) -> None:
-    _edit_weights(llama, lambda tensors: tensors.update({"model.norm.weight": torch.ones(63)}))
-    _refused(llama, "model.norm.weight in model.safetensors has shape [63]; it must be [64]")
-
-
-def test_weights_of_a_dtype_that_is_not_served_are_refused(llama: Path) -> None:
-    _edit_weights(llama, lambda tensors: tensors.update({"model.norm.weight": torch.ones(64, dtype=torch.int8)}))
-    _refused(llama, "model.norm.weight is stored as I8")
-
-
-@pytest.mark.parametrize("kept", [0, 5, 1000, -100])
-def test_truncated_files_are_refused(kept: int, llama: Path) -> None:
-    data = (llama / WEIGHTS).read_bytes()
-    (llama / WEIGHTS).write_bytes(data[:kept])
-    _refused(llama, WEIGHTS, "no whole safetensors file")
-
-
-def test_an_index_that_lies_is_refused(tmp_path: Path) -> None:
-    path = build_checkpoint("llama", tmp_path, tokenizer=False, max_shard_size="100KB")
-    index = json.loads((path / "model.safetensors.index.json").read_text())
-    shards = sorted(set(index["weight_map"].values()))
-    swapped = dict.fromkeys(index["weight_map"], shards[0])
-    edit_json(path / "model.safetensors.index.json", weight_map=swapped)
-    _refused(path, "index.json says that", "it is not")
-    edit_json(path / "model.safetensors.index.json", weight_map={"lm_head.weight": "../elsewhere.safetensors"})
-    _refused(path, "names '../elsewhere.safetensors'")
-    edit_json(path / "model.safetensors.index.json", weight_map=["lm_head.weight"])
-    _refused(path, "has no weight_map")
-    edit_json(path / "model.safetensors.index.json", weight_map=index["weight_map"])
-    (path / shards[1]).unlink()
-    _refused(path, f"names '{shards[1]}'", "no such file")
 
 
 def test_a_hub_that_cannot_be_reached_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

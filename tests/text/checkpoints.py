@@ -22,6 +22,8 @@ CHAT_TEMPLATE = (
 REFUSING_TEMPLATE = (
     "{% if messages[0].role != 'user' %}{{ raise_exception('the first turn must be the user\\'s') }}{% endif %}hi"
 )
+GIT_LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'5' * 64}\nsize 717576\n"
+"""What a clone without git-lfs has in place of a big file."""
 SPECIAL = ("<|bos|>", "<|eos|>", "<|turn|>")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 import sys
 import threading
@@ -15,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from baton.errors import CheckpointError, InvalidRequest
+from baton.errors import InvalidRequest
 from router.text import Tokenizer
 from tests.text.checkpoints import CORPUS, REFUSING_TEMPLATE, write_checkpoint
 
@@ -128,59 +127,12 @@ async def test_what_a_template_refuses_is_the_requests_fault(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ messages.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}", "{{ 1 / 0 }}", "{% if"],
+    ["{{ messages.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}", "{{ 1 / 0 }}"],
 )
 async def test_a_template_cannot_leave_its_sandbox(tmp_path: Path, template: str) -> None:
     tokenizer = Tokenizer.load(str(write_checkpoint(tmp_path, chat_template=template)))
     with pytest.raises(InvalidRequest, match="chat template does not take these messages"):
         await tokenizer.render_chat([{"role": "user", "content": "hi"}])
-
-
-# --- checkpoints that will not do
-
-
-def test_a_directory_without_a_tokenizer_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
-        Tokenizer.load(str(tmp_path))
-
-
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("content", ['{"cut off', "[]", "\x00\x01"])
-def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
-    directory = write_checkpoint(tmp_path)
-    (directory / name).write_text(content)
-    with pytest.raises(CheckpointError, match=name):
-        Tokenizer.load(str(directory))
-
-
-def test_a_tokenizer_json_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
-    directory = write_checkpoint(tmp_path)
-    (directory / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE"}}))
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json holds no tokenizer that can be used"):
-        Tokenizer.load(str(directory))
-
-
-@pytest.mark.parametrize("source", ["/no/such/directory", "a/b/c", "", "http://example.org/x"])
-def test_what_is_neither_a_directory_nor_a_hub_id_is_said(source: str) -> None:
-    with pytest.raises(CheckpointError, match="neither a directory nor a hub id"):
-        Tokenizer.load(source)
-
-
-def test_a_hub_that_cannot_be_reached_is_a_checkpoint_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    def unreachable(source: str, **options: object) -> str:
-        raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(CheckpointError, match="could not be fetched from the hub: no connection"):
-        Tokenizer.load("some/model")
-
-
-def test_a_file_in_place_of_a_directory_is_said(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="is a file"):
-        Tokenizer.load(str(tmp_path / "file"))
 
 
 NO_TORCH = """
