@@ -81,6 +81,12 @@ def test_every_package_is_copied(stages: list[list[Instruction]]) -> None:
     assert packages <= copied
 
 
+def test_a_build_without_the_model_in_the_box_fails(stages: list[list[Instruction]]) -> None:
+    (install,) = (run for run in _all(stages[1], "RUN") if "--no-deps ." in run)
+    assert "python -I -c" in install, "else Python would find the sources here, and not what was installed"
+    assert "from baton.model_in_the_box import DIRECTORY; open(DIRECTORY / 'config.json')" in install
+
+
 def test_every_extra_that_a_part_needs_is_installed_as_pinned(stages: list[list[Instruction]]) -> None:
     runs = " ".join(_all(stages[1], "RUN"))
     for extra in ("router", "worker", "client"):
