@@ -22,7 +22,7 @@ from baton.sampling import SamplingParams
 from demo_model.tasks import Fact, filler
 
 _FACTS = (
-    Fact("blue", "door", "4172"),
+    Fact("blue", "door", "4172"),  # the one that is asked for; training never saw a blue door
     Fact("red", "lamp", "9031"),
     Fact("green", "boat", "2750"),
     Fact("silver", "bell", "6648"),
