@@ -8,7 +8,7 @@ from baton.clock import MonotonicClock
 from baton.config import DecodeConfig
 from decode_worker.admission import Admission
 from discovery import WorkerRole
-from kvtransfer.destination import Puller
+from kvtransfer.destination import OnVerified, Puller
 from kvtransfer.threads import Threads
 from kvtransfer.transports.chooser import Connector
 from worker.core import WorkerCore
@@ -21,7 +21,10 @@ def serve(config: DecodeConfig) -> int:
     return main(WorkerRole.UNIFIED if config.unified else WorkerRole.DECODE, config, make_admission)
 
 
-def make_admission(core: WorkerCore, send: SendCommand, around: Surroundings) -> Admission:
+def make_admission(
+    core: WorkerCore, send: SendCommand, around: Surroundings, on_verified: OnVerified | None = None
+) -> Admission:
+    """`on_verified` is for tests alone, as its own words say."""
     threads = Threads.create()
     around.stack.callback(threads.close)
     memory = around.built.memory
@@ -33,6 +36,7 @@ def make_admission(core: WorkerCore, send: SendCommand, around: Surroundings) ->
         threads=threads,
         clock=MonotonicClock(),
         metrics=around.metrics,
+        on_verified=on_verified,
     )
     around.stack.push_async_callback(puller.close)
     sweeper = asyncio.get_running_loop().create_task(puller.sweep(), name="sweeper")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc.aio
 
@@ -36,6 +36,11 @@ log = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 5.0
 
+OnVerified = Callable[[AttemptId, Sequence[BlockRef], int], None]
+"""Told of a block set, and of its first position that was missing, between verification and commit: nobody may read
+the blocks yet, and nobody writes them any more. A seam for tests, which damage a block there, where nothing guards it
+any more, and look whether answers show it. Workers leave it empty, and no setting reaches it."""
+
 
 class Puller:
     def __init__(
@@ -48,6 +53,7 @@ class Puller:
         threads: Threads,
         clock: Clock,
         metrics: TransferMetrics,
+        on_verified: OnVerified | None = None,
     ) -> None:
         self._memory = memory
         self._layout = layout
@@ -56,6 +62,7 @@ class Puller:
         self._threads = threads
         self._clock = clock
         self._metrics = metrics
+        self._on_verified = on_verified
         self._channels = Channels()
         self._landings: dict[asyncio.Task[None], Landing] = {}
         self._live: Counter[DestinationState] = Counter()
@@ -149,6 +156,8 @@ class Puller:
             async with self._channels.to(ticket.address) as channel, pull.conversation(channel):
                 try:
                     landed = await pull.run()
+                    if self._on_verified is not None:
+                        self._on_verified(landing.id, destination, first_missing)
                 except BaseException as error:
                     self._fail(landing, ticket, error)
                     raise

@@ -15,7 +15,7 @@ from baton.ids import AttemptId, BlockIndex, BlockRef, Generation, Incarnation, 
 from baton.layout import KVLayout
 from baton.metrics import Metrics, TransferMetrics
 from baton.v1.transfer_pb2_grpc import add_TransferServicer_to_server
-from kvtransfer.destination import Puller
+from kvtransfer.destination import OnVerified, Puller
 from kvtransfer.gate import ReadPermits
 from kvtransfer.memory import HostMemory
 from kvtransfer.service import TransferService
@@ -111,6 +111,7 @@ async def make_rig(
     incarnation: Incarnation = INCARNATION,
     layout: KVLayout = LAYOUT,
     claim_seconds: float = 5.0,
+    on_verified: OnVerified | None = None,
 ) -> AsyncIterator[Rig]:
     source, destination = make_pool(), make_pool()
     metrics, threads, permits = Metrics(), Threads.create(), ReadPermits()
@@ -151,6 +152,7 @@ async def make_rig(
         threads=threads,
         clock=puller_clock or MonotonicClock(),
         metrics=transfer_metrics,
+        on_verified=on_verified,
     )
     try:
         yield Rig(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,6 +13,7 @@ import pytest
 from baton.clock import ManualClock
 from baton.errors import (
     HandoffFailed,
+    InternalError,
     LayoutMismatch,
     LeaseExpired,
     PeerLost,
@@ -19,7 +21,7 @@ from baton.errors import (
     TransferRefused,
     VerifyFailed,
 )
-from baton.ids import AttemptId, BlockHash, Generation, Incarnation
+from baton.ids import AttemptId, BlockHash, BlockRef, Generation, Incarnation
 from kvtransfer.landing import Landing
 from kvtransfer.lifetimes import DestinationState, SourceState
 from kvtransfer.memory import HostMemory
@@ -76,6 +78,39 @@ async def test_blocks_land_while_the_source_still_computes(transport: str) -> No
         assert rig.metric("baton_kv_transfer_seconds_count", transport=transport) == 1
         assert rig.metric("baton_kv_transfers_ended_total", state="released") == 1
         assert rig.metric("baton_kv_transfers_ended_total", state="committed") == 1
+
+
+async def test_what_is_told_of_a_verified_set_may_still_change_it() -> None:
+    told: list[tuple[AttemptId, list[BlockRef], int, dict[DestinationState, int]]] = []
+
+    def damage(id: AttemptId, blocks: Sequence[BlockRef], first_missing: int) -> None:
+        told.append((id, list(blocks), first_missing, rig.puller.counts()))
+        rig.destination.write(blocks[5].index, memoryview(bytes(LAYOUT.block_bytes)))
+
+    async with make_rig(on_verified=damage) as rig:
+        id, blocks, ticket = rig.offer(8)
+        fill(rig.source, blocks)
+        rig.ledger.prefilled(id, 1)
+        reserved = rig.reserve(8)
+        landing = rig.puller.land(ticket, id, reserved, 3)
+        await landing.done()
+        assert told == [(id, reserved, 3, {DestinationState.VERIFYING: 1})]
+        assert bytes(rig.destination.read(reserved[5].index)) == bytes(LAYOUT.block_bytes)
+        assert holds(rig.destination, reserved[6:], blocks[6:])
+        await idle(rig)
+
+
+async def test_a_set_is_given_up_where_telling_of_it_fails() -> None:
+    def fail(id: AttemptId, blocks: Sequence[BlockRef], first_missing: int) -> None:
+        raise ValueError("no donor")
+
+    async with make_rig(on_verified=fail) as rig:
+        id, landing = start(rig)
+        rig.ledger.prefilled(id, 1)
+        with pytest.raises(InternalError, match="no donor"):
+            await landing.done()
+        assert landing.state is DestinationState.FREE
+        await idle(rig)
 
 
 async def test_auto_takes_shared_memory_on_one_host_and_tcp_where_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:

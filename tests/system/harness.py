@@ -92,11 +92,14 @@ class System:
 
 
 @asynccontextmanager
-async def system(model: Path | str, log: Path, *flags: str, ends_with: int = 0) -> AsyncIterator[System]:
-    """`baton up` on free ports, until the block ends; it must then end with that status."""
+async def system(
+    model: Path | str, log: Path, *flags: str, ends_with: int = 0, command: str = "baton.cli.main"
+) -> AsyncIterator[System]:
+    """`baton up` on free ports, until the block ends; it must then end with that status. `command` is the module that
+    is run in the place of Baton's own."""
     with log.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "baton.cli.main", "up", f"--model={model}", "--grpc-port=0", "--http-port=0", *flags,
+            sys.executable, "-m", command, "up", f"--model={model}", "--grpc-port=0", "--http-port=0", *flags,
             stdout=asyncio.subprocess.PIPE, stderr=stderr, cwd=ROOT,
         )  # fmt: skip
     try:
