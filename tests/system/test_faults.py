@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from baton import model_in_the_box
 from baton.client import Client
 from baton.sampling import SamplingParams
 from tests.system.conftest import Oracle, tokens
 from tests.system.harness import System, children, system, until
+from tests.system.recall import recall, recall_questions
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -106,6 +108,34 @@ async def test_kill_of_redis_in_mid_stream(running: System, oracle: Oracle) -> N
     await late.run()
     check_exact(late, oracle)
     await running.assert_idle()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def box(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+    """Serves the model in the box, whose answers are right only with every fact's KV."""
+    log = tmp_path_factory.mktemp("box") / "log"
+    async with system(model_in_the_box.DIRECTORY, log, "--dtype=float32", "--prefill=1", "--decode=2") as started:
+        yield started
+
+
+@pytest.mark.parametrize("role", ["decode", "prefill"])
+async def test_facts_are_recalled_although_a_worker_is_killed(box: System, role: str) -> None:
+    asked = recall_questions(10, 7, 200, 700, 1500)
+    undisturbed = await recall(box, asked, at_once=len(asked))
+    assert undisturbed.share >= 0.9, undisturbed.wrong
+    moved = await box.metric("baton_kv_transfer_bytes_total")
+    work = asyncio.create_task(recall(box, asked, at_once=len(asked)))
+
+    async def some_have_moved() -> bool:
+        return await box.metric("baton_kv_transfer_bytes_total") > moved
+
+    await until(some_have_moved, 60, lambda: "no block has moved")
+    pid = await box.kill(role)
+    recalled = await work
+    assert recalled.resumes > 0, "the killed worker had requests to lose"
+    assert recalled.said == undisturbed.said, recalled.wrong
+    await until(lambda: came_back(box, 3, pid), 60, lambda: "the worker was not started again")
+    await box.assert_idle()
 
 
 async def test_seeded_sampling_goes_on_as_it_would_have(running: System) -> None:
