@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import signal
 import sys
 from collections.abc import Sequence
 from urllib.request import urlopen
@@ -17,8 +16,9 @@ from baton.cli.conversation import figures
 from baton.cli.generate import summary
 from baton.cli.status import table
 from baton.client import Answer, Client, Message
-from baton.errors import BatonError, ConfigError
+from baton.errors import BatonError
 from baton.sampling import SamplingParams
+from demo_model.system import system
 from demo_model.tasks import Fact, filler
 
 _FACTS = (
@@ -50,20 +50,8 @@ def main(argv: Sequence[str]) -> int:
 
 async def _demo(argv: Sequence[str]) -> None:
     print(f"demo: {' '.join(('baton up', *argv))}", flush=True)
-    command = [sys.executable, "-m", "baton.cli.main", "up", "--grpc-port=0", "--http-port=0", "--log-level=warning"]
-    system = await asyncio.create_subprocess_exec(*command, *argv, stdout=asyncio.subprocess.PIPE)
-    try:
-        assert system.stdout is not None, "stdout is a pipe"
-        line = (await system.stdout.readline()).decode()
-        if not line.startswith("baton ready "):
-            raise ConfigError("the system did not start; what it said is above")
-        doors = dict(pair.split("=", 1) for pair in line.split()[2:])
-        async with Client(doors["grpc"]) as client:
-            await _show(client)
-    finally:
-        if system.returncode is None:
-            system.send_signal(signal.SIGTERM)
-        await system.wait()
+    async with system(["--log-level=warning", *argv]) as client:
+        await _show(client)
     print("\nNext: `.venv/bin/baton up` in one terminal, `.venv/bin/baton chat` in another.")
 
 

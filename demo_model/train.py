@@ -1,0 +1,311 @@
+"""Trains the model in the box from nothing.
+
+    python -m demo_model.train checkpoint     the model, about an hour on two cores
+    python -m demo_model.train draft          its small sibling, with the same tokenizer
+
+Two processes of one thread each share every batch: on two cores that is faster than one process of two threads. A run
+is a list of phases, from short rows and codes of one token to rows of the whole context. The same seed gives the same
+rows, and on the same machine the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import random
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
+
+from demo_model.conversations import IGNORED, Mix, Rows
+from demo_model.history import History
+from demo_model.tokenizer import train_tokenizer
+
+HERE = Path(__file__).resolve().parent
+CONTEXT = 2048
+PROCESSES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    steps: int
+    rows: int
+    """In each process."""
+    mix: Mix
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    muon_lr: float
+    adam_lr: float
+    phases: tuple[Phase, ...]
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+
+PLANS = {
+    "checkpoint": Plan(  # 2.75 million parameters
+        hidden_size=256,
+        intermediate_size=512,
+        layers=4,
+        heads=4,
+        kv_heads=2,
+        muon_lr=5e-3,
+        adam_lr=4e-3,
+        phases=(
+            Phase(300, 64, Mix(length=64, memory=0.6, two_digits=0.7, sentences=0.3, span=64)),
+            Phase(500, 32, Mix(length=128, memory=0.6, two_digits=0.3, sentences=0.3, span=128)),
+            Phase(900, 16, Mix(length=256, memory=0.6, two_digits=0.1, sentences=0.1, span=512)),
+            Phase(1000, 8, Mix(length=512, memory=0.6, two_digits=0.1, sentences=0.1, span=CONTEXT)),
+            Phase(900, 2, Mix(length=CONTEXT, memory=0.6, two_digits=0.1, sentences=0.1, span=CONTEXT)),
+        ),
+    ),
+    "draft": Plan(  # 0.64 million
+        hidden_size=128,
+        intermediate_size=256,
+        layers=3,
+        heads=2,
+        kv_heads=1,
+        muon_lr=5e-3,
+        adam_lr=4e-3,
+        phases=(
+            Phase(300, 64, Mix(length=64, memory=0.6, two_digits=0.7, sentences=0.3, span=64)),
+            Phase(500, 32, Mix(length=128, memory=0.6, two_digits=0.3, sentences=0.3, span=128)),
+            Phase(500, 16, Mix(length=256, memory=0.6, two_digits=0.1, sentences=0.1, span=512)),
+            Phase(400, 4, Mix(length=1024, memory=0.6, two_digits=0.1, sentences=0.1, span=CONTEXT)),
+        ),
+    ),
+}
+_HEAD_SIZE = 64
+_LOOK_BACK_PAIRS = 6
+"""Of rotary dimensions, those that turn fastest."""
+_LOOK_BACK_GAIN = 4.8
+_SAME_GAIN = 2.0
+_WARM_UP_STEPS = 50
+_NOTED_STEPS = 50
+_SAVED_STEPS = 200
+_COOL_DOWN = 0.3
+"""Of the run, in which the learning rate falls to nothing."""
+
+
+class AnswerLoss(torch.nn.Module):
+    """Mean cross entropy over the answers' tokens, and the share of them that is most likely."""
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        learned = targets != IGNORED
+        with torch.autocast("cpu", torch.bfloat16):
+            # With a mask, positions that jump are not taken for the borders of packed sequences.
+            hidden = self.model.model(
+                token_ids, attention_mask=torch.ones_like(token_ids), position_ids=positions, use_cache=False
+            ).last_hidden_state
+            logits = self.model.lm_head(hidden[learned])
+        wanted = targets[learned]
+        return F.cross_entropy(logits.float(), wanted), (logits.argmax(-1) == wanted).float().mean()
+
+
+def build(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        hidden_size=plan.hidden_size,
+        intermediate_size=plan.intermediate_size,
+        num_hidden_layers=plan.layers,
+        num_attention_heads=plan.heads,
+        num_key_value_heads=plan.kv_heads,
+        head_dim=_HEAD_SIZE,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    _look_back(model)
+    return model
+
+
+@torch.no_grad()
+def _look_back(model: LlamaForCausalLM) -> None:
+    """Starts attention near what recall needs; from noise it takes many millions of tokens to find it.
+
+    In the first layer head h attends to the token h + 1 places before: its query and key are the same for every token,
+    by a direction that all embeddings share, and rotary embedding turns them towards that distance. In the other
+    layers a query equals its key, so that a token attends to those that stand behind the same words. The idea of
+    starting attention as it looks after training is "mimetic initialization" (Trockman and Kolter, 2023).
+    """
+    config = model.config
+    width, size = config.hidden_size, config.head_dim
+    shared = torch.randn(width).sign()
+    model.model.embed_tokens.weight += config.initializer_range * shared
+    one = shared * math.sqrt(2) / width  # times a normed embedding: about 1
+    pairs = torch.arange(_LOOK_BACK_PAIRS)
+    turns = config.rope_parameters["rope_theta"] ** (-2 * pairs / size)
+    first, *others = (layer.self_attn for layer in model.model.layers)
+    for head in range(config.num_key_value_heads):
+        first.k_proj.weight[head * size + pairs] = _LOOK_BACK_GAIN * one
+        first.k_proj.weight[head * size + size // 2 + pairs] = 0.0
+    for head in range(config.num_attention_heads):
+        angles = -(head + 1) * turns[:, None]
+        first.q_proj.weight[head * size + pairs] = _LOOK_BACK_GAIN * angles.cos() * one
+        first.q_proj.weight[head * size + size // 2 + pairs] = _LOOK_BACK_GAIN * angles.sin() * one
+    group = config.num_attention_heads // config.num_key_value_heads
+    for attention in others:
+        attention.k_proj.weight *= _SAME_GAIN
+        keys = attention.k_proj.weight.view(config.num_key_value_heads, 1, size, width)
+        attention.q_proj.weight.copy_(keys.expand(-1, group, -1, -1).reshape(-1, width))
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    """A Hugging Face directory in bfloat16, the precision that the run multiplied in."""
+    weights = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+    copy = LlamaForCausalLM(model.config).bfloat16()
+    copy.load_state_dict(weights)
+    ids = model.config
+    copy.generation_config = GenerationConfig(
+        do_sample=False, bos_token_id=ids.bos_token_id, eos_token_id=ids.eos_token_id, pad_token_id=ids.pad_token_id
+    )
+    copy.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def _optimizers(model: LlamaForCausalLM, plan: Plan) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Muon for the matrices between the layers, AdamW for embeddings and norms; each with its peak rate."""
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.dim() != 2 or "embed" in name]
+    muon = torch.optim.Muon(matrices, lr=plan.muon_lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    adam = torch.optim.AdamW(others, lr=plan.adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    return [(muon, plan.muon_lr), (adam, plan.adam_lr)]
+
+
+def rate(step: int, steps: int) -> float:
+    """Share of the peak learning rate: a short warm-up, a long plateau, a fall to nothing."""
+    falling = (steps - step) / (steps * _COOL_DOWN)
+    return min(1.0, (step + 1) / _WARM_UP_STEPS, falling)
+
+
+def _steps(plan: Plan) -> Iterator[tuple[int, Phase]]:
+    step = 0
+    for phase in plan.phases:
+        for _ in range(phase.steps):
+            yield step, phase
+            step += 1
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Of what happened since the last line of the history."""
+
+    loss: list[float] = field(default_factory=list)
+    right: list[float] = field(default_factory=list)
+
+    def take(self) -> tuple[float, float]:
+        means = sum(self.loss) / len(self.loss), sum(self.right) / len(self.right)
+        self.loss, self.right = [], []
+        return means
+
+
+def _work(rank: int, plan: Plan, tokenizer_directory: Path, directory: Path, seed: int) -> None:
+    """One process's part. The first one shows progress and writes what comes of it."""
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    dist.init_process_group("gloo", rank=rank, world_size=PROCESSES)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_directory)
+    torch.manual_seed(seed)
+    model = build(plan, tokenizer)
+    loss_of = DistributedDataParallel(AnswerLoss(model), gradient_as_bucket_view=True)
+    optimizers = _optimizers(model, plan)
+    rows, sums, history = Rows(tokenizer), _Sums(), History()
+    began = time.monotonic()
+    with tqdm(total=plan.steps, disable=rank != 0, unit="step", mininterval=2, dynamic_ncols=True) as bar:
+        for step, phase in _steps(plan):
+            batch = rows.batch(phase.rows, phase.mix, random.Random(f"{seed} {step} {rank}"))
+            arrays = (batch.token_ids, batch.positions, batch.targets)
+            loss, right = loss_of(*(torch.from_numpy(array) for array in arrays))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer, peak in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * rate(step, plan.steps)
+                optimizer.step()
+                optimizer.zero_grad()
+            sums.loss.append(loss.item())
+            sums.right.append(right.item())
+            bar.update()
+            if (step + 1) % _NOTED_STEPS == 0:
+                mean_loss, mean_right = sums.take()
+                history.add(step + 1, time.monotonic() - began, phase.mix.length, mean_loss, mean_right)
+                bar.set_postfix(length=phase.mix.length, loss=f"{mean_loss:.3f}", right=f"{mean_right:.3f}")
+            if rank == 0 and ((step + 1) % _SAVED_STEPS == 0 or step + 1 == plan.steps):
+                save(model, tokenizer, directory)
+                history.write(directory.parent / f"{directory.name}_run")
+    dist.destroy_process_group()
+
+
+def _environment() -> dict[str, str]:
+    """For the processes. glibc would give every large block back to the system and fault it in again: a half of the
+    time, measured."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
+        "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+        "MALLOC_TOP_PAD_": str(512 << 20),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m demo_model.train", description="Trains the model in the box.")
+    parser.add_argument("which", choices=PLANS, help="the model, or its small sibling with the same tokenizer")
+    parser.add_argument("--out", type=Path, default=HERE, help="where the directory of that name goes (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    directory: Path = options.out / options.which
+    tokenizer_directory = options.out / "checkpoint"
+    if options.which == "checkpoint":
+        print(f"train: the tokenizer, into {directory}", flush=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        train_tokenizer(directory, options.seed)
+    elif not (tokenizer_directory / "tokenizer.json").is_file():
+        print(f"train: {tokenizer_directory} has no tokenizer.json; train `checkpoint` first", file=sys.stderr)
+        return 1
+    plan = PLANS[options.which]
+    print(f"train: {plan.steps} steps in {len(plan.phases)} phases, {PROCESSES} processes", flush=True)
+    for name, value in _environment().items():
+        os.environ[name] = value
+    spawn(_work, (plan, tokenizer_directory, directory, options.seed), nprocs=PROCESSES)
+    print(f"train: done; now `python -m demo_model.evaluate --model {directory}`")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
