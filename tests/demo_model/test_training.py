@@ -1,0 +1,56 @@
+"""How training starts, and how its rate goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from demo_model.history import History
+from demo_model.tokenizer import train_tokenizer
+from demo_model.train import PLANS, build, main, rate
+
+
+def test_first_layer_heads_start_by_looking_one_to_four_tokens_back(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(tmp_path, seed=0, samples=500)
+    torch.manual_seed(0)
+    model = build(PLANS["checkpoint"], tokenizer)
+    model.set_attn_implementation("eager")
+    ids = tokenizer("The code of the blue door is 4172. The sun was warm and the river was quiet.").input_ids
+    with torch.inference_mode():
+        attention = model(torch.tensor([ids]), output_attentions=True).attentions[0][0]
+    for head, weights in enumerate(attention):
+        back = torch.diagonal(weights, -(head + 1))[4:]
+        assert back.mean() > 0.75, f"head {head} looks elsewhere: {back}"
+
+
+def test_the_rate_warms_up_stays_and_falls_to_nothing() -> None:
+    rates = [rate(step, 1000) for step in range(1000)]
+    assert rates[0] < 0.05
+    assert rates[100] == rates[650] == 1.0
+    assert 0 < rates[-1] < 0.01
+    assert rates[700:] == sorted(rates[700:], reverse=True)
+
+
+def test_the_draft_is_at_most_a_quarter_of_the_model(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(tmp_path, seed=0, samples=500)
+    model, draft = (sum(p.numel() for p in build(plan, tokenizer).parameters()) for plan in PLANS.values())
+    assert draft * 4 <= model
+
+
+def test_the_draft_needs_the_models_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["draft", "--out", str(tmp_path)]) == 1
+    assert "train `checkpoint` first" in capsys.readouterr().err
+
+
+def test_a_history_is_written_as_json_and_as_a_plot(tmp_path: Path) -> None:
+    history = History()
+    for step in range(1, 5):
+        history.add(step, step * 10.0, 64 if step < 3 else 128, 1 / step, 0.1 * step)
+    history.write(tmp_path / "run")
+    first = (tmp_path / "run.svg").read_bytes()
+    assert b"<svg" in first
+    assert '"length": 128' in (tmp_path / "run.json").read_text()
+    history.write(tmp_path / "run")
+    assert (tmp_path / "run.svg").read_bytes() == first
