@@ -99,6 +99,13 @@ class EngineMetrics:
             "vllm:iteration_tokens_total", "Tokens computed in one step.", _TOKENS, "model_name"
         ).labels(**label)
         self.step_seconds = metrics._histogram("baton_step_seconds", "One engine step.", _SECONDS)
+        self.prefill_budget = metrics._gauge(
+            "baton_prefill_budget_tokens", "Prompt tokens that the last step had room for beside its streams."
+        )
+        self.step_prediction_error = metrics._gauge(
+            "baton_step_prediction_error",
+            "How far steps with streams and chunks came out from their predicted time, as a share, on average.",
+        )
         blocks = metrics._gauge("baton_kv_blocks", "KV blocks by state; they add up to the pool.", "state")
         self.kv_blocks = {state: blocks.labels(state=state) for state in BLOCK_STATES}
 

@@ -1,26 +1,29 @@
 """The engine's step, and the one thread that owns the engine's state.
 
-    plan   = scheduler.schedule()      # pure Python
+    plan   = scheduler.schedule(pace)  # pure Python
     result = runner.run(plan)          # torch
     events = scheduler.apply(result)   # out, in one batch
 
-Everyone else sends commands and is told events (engine/messages.py). The thread never waits for anything but
-commands, and for those only when there is nothing to compute.
+How long each step took goes to the pacer (engine/pacing.py), which sets the pace of the next ones. Everyone else
+sends commands and is told events (engine/messages.py). The thread never waits for anything but commands, and for
+those only when there is nothing to compute.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
+from baton.clock import Clock, MonotonicClock
 from baton.metrics import EngineMetrics
 from engine.messages import Command, Ended, EndReason, Event, Load
+from engine.pacing import Pace, Pacer
 from engine.plan import StepPlan, StepResult
 from engine.scheduler import Scheduler
+from engine.step_cost import StepShape
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +35,21 @@ class Runner(Protocol):
 class Engine:
     """Scheduler and runner, one step at a time. For one thread."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, metrics: EngineMetrics | None = None) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        metrics: EngineMetrics | None = None,
+        *,
+        pacer: Pacer | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Without a pacer, open streams limit no prompt."""
         self.scheduler = scheduler
         self._runner = runner
         self._metrics = metrics
+        self.pacer = pacer
+        self._clock = clock or MonotonicClock()
         self._counted = (0, 0, 0)
 
     def handle(self, command: Command) -> None:
@@ -43,15 +57,28 @@ class Engine:
 
     def step(self) -> bool:
         """Computes what there is to compute. False: nothing can be, until another command comes."""
-        plan = self.scheduler.schedule()
+        started = self._clock.now()
+        pace = self.pacer.pace() if self.pacer is not None else None
+        plan = self.scheduler.schedule(pace)
         if not plan.scheduled:
             return False
-        started = time.monotonic()
         self.scheduler.apply(self._runner.run(plan))
-        if self._metrics is not None:
-            self._metrics.step_seconds.observe(time.monotonic() - started)
-            self._metrics.iteration_tokens.observe(plan.num_tokens)
+        self._account(plan, pace, self._clock.now() - started)
         return True
+
+    def _account(self, plan: StepPlan, pace: Pace | None, seconds: float) -> None:
+        if self._metrics is not None:
+            self._metrics.step_seconds.observe(seconds)
+            self._metrics.iteration_tokens.observe(plan.num_tokens)
+        if self.pacer is None or pace is None:
+            return
+        shape = StepShape.of(plan.scheduled)
+        self.pacer.observe(shape, seconds)
+        if self._metrics is not None:
+            most = self.scheduler.limits.max_num_batched_tokens - shape.decodes
+            streams = StepShape(decodes=shape.decodes, decode_attended=shape.decode_attended)
+            self._metrics.prefill_budget.set(pace.chunk(streams, 0, most) if shape.decodes else most)
+            self._metrics.step_prediction_error.set(self.pacer.error)
 
     def drain_events(self) -> list[Event]:
         return self.scheduler.drain_events()

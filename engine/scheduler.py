@@ -1,9 +1,10 @@
 """Decides what each step computes. Pure: no torch, no clock, no network; the same commands give the same plans.
 
 A step's plan mixes decodes and prefill chunks: decodes first, one token each, then prefills with what is left of the
-token budget, then new requests, first come first served. A request gets blocks for all tokens it knows when it is
-admitted, so only decodes grow; where one cannot, the youngest running request is preempted: its blocks go, its
-tokens stay, and it waits at the head of the queue to be computed again.
+token budget, then new requests, first come first served. While a stream is open in the step, the pace (pacing.py)
+limits how many tokens of prompts ride along; with none open, prompts take the whole budget. A request gets blocks for
+all tokens it knows when it is admitted, so only decodes grow; where one cannot, the youngest running request is
+preempted: its blocks go, its tokens stay, and it waits at the head of the queue to be computed again.
 
 Blocks that another worker may read (OFFERED) or that a transfer may write (LANDING, QUARANTINED) are never taken
 away here: they go when the command that ends the transfer says so.
@@ -38,8 +39,10 @@ from engine.messages import (
     Task,
     Tokens,
 )
+from engine.pacing import Pace
 from engine.plan import NewSequence, ScheduledSequence, StepPlan, StepResult
 from engine.request import Phase, Request
+from engine.step_cost import StepShape
 
 
 @dataclass(frozen=True)
@@ -97,21 +100,24 @@ class Scheduler:
         """Between two steps only."""
         self._handlers[type(command)](command)
 
-    def schedule(self) -> StepPlan:
-        """The next step; empty when there is nothing to compute. `apply` must follow."""
+    def schedule(self, pace: Pace | None = None) -> StepPlan:
+        """The next step; empty when there is nothing to compute. `apply` must follow. Without a pace, only the token
+        budget limits chunks."""
         budget = self.limits.max_num_batched_tokens
         for request in [r for r in self._running if r.num_uncomputed == 1]:
             if request.phase is Phase.RUNNING and budget > 0:  # it may have been preempted for an older one
                 budget -= self._plan_decode(request)
+        if not any(_is_open_stream(request) for request, _ in self._planned):
+            pace = None
         for request in [r for r in self._running if r.num_uncomputed > 1]:
-            budget -= self._plan_prefill(request, budget)
+            budget = self._plan_prefill(request, budget, pace)
         while self._waiting and (budget > 0 or self._receives(self._waiting[0])):
             request = self._waiting[0]
             if not self._admit(request):
                 break
             self._waiting.popleft()
             if request.phase is Phase.RUNNING:
-                budget -= self._plan_prefill(request, budget)
+                budget = self._plan_prefill(request, budget, pace)
         new = tuple(map(_new_sequence, self._unplanned))
         self._unplanned = []
         return StepPlan(new, tuple(scheduled for _, scheduled in self._planned))
@@ -154,9 +160,15 @@ class Scheduler:
             new_blocks = self._holdings.grow(request)
         return self._plan(request, 1, new_blocks)
 
-    def _plan_prefill(self, request: Request, budget: int) -> int:
+    def _plan_prefill(self, request: Request, budget: int, pace: Pace | None) -> int:
+        """What is left of the budget: nothing behind a prompt that could not be computed whole."""
         count = min(request.num_uncomputed, budget)
-        return self._plan(request, count, ()) if count > 0 else 0
+        if pace is not None:
+            count = pace.chunk(StepShape.of(s for _, s in self._planned), request.num_computed, count)
+        whole = count == request.num_uncomputed
+        if count > 0:
+            self._plan(request, count, ())
+        return budget - count if whole else 0
 
     def _plan(self, request: Request, count: int, new_blocks: tuple[BlockIndex, ...]) -> int:
         sample = count == request.num_uncomputed
@@ -333,6 +345,11 @@ class Scheduler:
             self.counters.stale_commands += 1
             return None
         return request
+
+
+def _is_open_stream(request: Request) -> bool:
+    """Whether somebody waits for its next token: the last token of a prompt is a decode to the runner alone."""
+    return request.num_generated > 0 and request.task is not Task.PREFILL
 
 
 def _new_sequence(request: Request) -> NewSequence:

@@ -17,6 +17,7 @@ from engine.block_pool import BlockPool, Generations
 from engine.engine import Engine
 from engine.kv_cache import KVCache, choose_num_blocks
 from engine.loader import LoadedModel, load_model
+from engine.pacing import Pacer
 from engine.runner import ModelRunner
 from engine.scheduler import Scheduler, SchedulerLimits
 from kvtransfer.memory import HostMemory, PoolMemory
@@ -86,9 +87,10 @@ def build(config: WorkerConfig, model: LoadedModel, device: torch.device, metric
             model_fingerprint=model.fingerprint,
         ),
     )
+    objective_ms = config.scheduler.itl_objective_ms
     log.info("KV pool: %d blocks of %d KiB (%s) on %s", num_blocks, layout.block_bytes // 1024, layout, device)
     return Built(
-        engine=Engine(scheduler, runner, metrics),
+        engine=Engine(scheduler, runner, metrics, pacer=Pacer(objective_ms / 1000) if objective_ms else None),
         layout=layout,
         memory=memory,
         vocab_size=model.spec.vocab_size,

@@ -89,6 +89,7 @@ def test_a_switch_can_be_turned_off_by_flag() -> None:
         (["--block-size", "1.5"], {}, "--block-size is '1.5'; it must be a whole number"),
         ([], {"BATON_BLOCK_SIZE": "-3"}, "BATON_BLOCK_SIZE is -3; it must be at least 1"),
         ([], {"BATON_BLOCK_SIZE": ""}, "BATON_BLOCK_SIZE is ''; it must be a whole number"),
+        (["--itl-objective-ms", "-1"], {}, "--itl-objective-ms is -1; it must be at least 0"),
         (["--grpc-port", "65536"], {}, "--grpc-port is 65536; it must be between 0 (pick a free one) and 65535"),
         (["--grpc-port=-1"], {}, "--grpc-port is -1; it must be between 0"),
         (["--dtype", "int8"], {}, "--dtype is 'int8'; it must be one of auto, float32, bfloat16, float16"),

@@ -34,6 +34,8 @@ ENGINE_NAMES = {
     "vllm:prefix_cache_hits_total",
     "vllm:num_preemptions_total",
     "baton_kv_blocks",
+    "baton_prefill_budget_tokens",
+    "baton_step_prediction_error",
 }
 REQUEST_NAMES = {
     "vllm:time_to_first_token_seconds_bucket",
@@ -97,7 +99,8 @@ def test_every_metric_has_a_meaning_and_a_known_prefix() -> None:
 
 UP = (
     "--model=DIR --served-model-name=NAME --dtype=auto --prefill=2 --decode=3 --unified=1 --block-size=16 "
-    "--kv-blocks=100 --max-model-len=512 --grpc-port=0 --http-port=0 --redis-url=redis://127.0.0.1:6379/0"
+    "--kv-blocks=100 --max-model-len=512 --grpc-port=0 --http-port=0 --redis-url=redis://127.0.0.1:6379/0 "
+    "--max-num-seqs=8 --max-num-batched-tokens=512 --itl-objective-ms=50"
 )
 GENERATE = (
     "PROMPT --token-ids=1,2,3 --max-tokens=5 --temperature=0.5 --top-p=0.9 --top-k=4 --seed=1 --ignore-eos "

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baton.clock import Clock
 from baton.hashing import block_hashes, root_hash
 from baton.ids import AttemptId
 from baton.sampling import SamplingParams
@@ -32,6 +33,7 @@ from engine.messages import (
     Task,
     Tokens,
 )
+from engine.pacing import Pacer
 from engine.scheduler import Scheduler, SchedulerLimits
 from tests.engine.scripted_runner import ScriptedRunner, continuation, next_token
 
@@ -40,12 +42,22 @@ ROOT = root_hash(b"model")
 
 
 class Harness:
-    def __init__(self, blocks: int = 64, seqs: int = 8, budget: int = 32, max_len: int = 128, caching: bool = True):
+    def __init__(
+        self,
+        blocks: int = 64,
+        seqs: int = 8,
+        budget: int = 32,
+        max_len: int = 128,
+        caching: bool = True,
+        clock: Clock | None = None,
+    ):
+        """With a clock, prompts are paced by what it says."""
         self.runner = ScriptedRunner(BLOCK)
         self.pool = BlockPool(blocks, enable_prefix_caching=caching, on_take=self.runner.on_take)
         limits = SchedulerLimits(BLOCK, seqs, budget, max_len, frozenset(), b"model")
         self.scheduler = Scheduler(self.pool, limits)
-        self.engine = Engine(self.scheduler, self.runner)
+        pacer = Pacer(0.1) if clock is not None else None
+        self.engine = Engine(self.scheduler, self.runner, pacer=pacer, clock=clock)
         self.tokens: dict[AttemptId, list[int]] = defaultdict(list)
         self.ended: dict[AttemptId, Ended] = {}
         self.cached: dict[AttemptId, int] = {}
@@ -89,6 +101,17 @@ class Harness:
     def idle(self) -> bool:
         counts = self.pool.counts()
         return counts.active == counts.offered == counts.landing == counts.quarantined == 0
+
+
+class RestlessClock:
+    """Anything may have taken any time."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng, self._seconds = rng, 0.0
+
+    def now(self) -> float:
+        self._seconds += self._rng.choice((0.0, self._rng.random() / 100, self._rng.random()))
+        return self._seconds
 
 
 def prompt_of(length: int, seed: int = 0) -> list[int]:
@@ -336,7 +359,9 @@ def test_repeats_and_strangers_change_nothing():
 @given(st.data())
 @settings(max_examples=150, deadline=None)
 def test_any_course_of_events_is_exact_and_leaks_nothing(data: st.DataObject):
-    h = Harness(blocks=data.draw(st.integers(10, 24)), seqs=4, budget=data.draw(st.integers(1, 16)), max_len=40)
+    clock = RestlessClock(random.Random(data.draw(st.integers(0, 10**6)))) if data.draw(st.booleans()) else None
+    budget = data.draw(st.integers(1, 16)) if clock is None else 40
+    h = Harness(blocks=data.draw(st.integers(10, 24)), seqs=4, budget=budget, max_len=40, clock=clock)
     rng = random.Random(data.draw(st.integers(0, 10**6)))
     heads = [prompt_of(16, seed=s) for s in range(2)]
     prompts: dict[AttemptId, list[int]] = {}
