@@ -24,7 +24,7 @@ pipeline_tag: text-generation
 | context | {context} tokens |
 | tokenizer | byte-level BPE, {vocab} tokens, digits in pairs |
 | training text | made by [demo_model](..)'s own generator; no outside corpus |
-| made with | `python -m demo_model.train {name_of_plan}`, seed 0, {minutes:.0f} minutes on two CPU cores |
+| made with | `python -m demo_model.train {name_of_plan}`, seed {seed}, {minutes:.0f} minutes on two CPU cores |
 
 ![loss and share of right tokens](../{name_of_plan}_run.svg)
 
@@ -37,9 +37,9 @@ to run. It knows nothing else, and says something wrong if asked.
 ## Held-out evaluation
 
 `python -m demo_model.evaluate --baton --card`: greedy answers of transformers in float32 to questions whose key
-training never saw: pairs of colour and thing, lists, ranges, pairs of numbers, people. `about` asks what is known by
-heart, in words that training used. An answer is right if it is the expected one, to the letter, and ends; a story, if
-it ends by itself.
+training never saw: colours and things of which it told no code, lists, ranges, pairs of numbers, people, what a story is
+to be about. `about` asks what is known by heart, in words that training used. An answer is right if it is the expected
+one, to the letter, and ends; a story, if it ends by itself.
 
 | | right | of | at least |
 |---|---:|---:|---:|
@@ -70,9 +70,14 @@ class Score:
         return f"{self.name:24} {self.share:7.1%} of {self.of}{bar}"
 
 
+def run_of(directory: Path) -> Path:
+    """Where training left the history of the model in `directory`."""
+    return directory.parent / f"{directory.name}_run.json"
+
+
 def write_card(directory: Path, scores: Sequence[Score], *, through_baton: bool) -> None:
     config = json.loads((directory / "config.json").read_text())
-    run = json.loads((directory.parent / f"{directory.name}_run.json").read_text())
+    run = json.loads(run_of(directory).read_text())
     main = directory.name == "checkpoint"
     name = "baton-tiny" if main else "baton-tiny-draft"
     what = (
@@ -101,6 +106,7 @@ def write_card(directory: Path, scores: Sequence[Score], *, through_baton: bool)
         context=config["max_position_embeddings"],
         vocab=config["vocab_size"],
         minutes=run["lines"][-1]["seconds"] / 60,
+        seed=run["seed"],
         name_of_plan=directory.name,
         scores="\n".join(rows),
         through=through,

@@ -28,9 +28,9 @@ from transformers.utils.logging import disable_progress_bar
 from baton import model_in_the_box
 from baton.errors import BatonError
 from demo_model.asking import ask
-from demo_model.card import Score, write_card
+from demo_model.card import Score, run_of, write_card
 from demo_model.system import system
-from demo_model.tasks import KINDS, Turn, draw, facts, filler, held_out_fact
+from demo_model.tasks import KINDS, draw, facts, filler, held_out_fact
 
 DISTANCES = (50, 200, 500, 1000, 1500)
 """Tokens between the end of the fact and the question."""
@@ -64,11 +64,14 @@ def questions(
     if kind == "recall":
         assert tokenizer is not None, "distances are in tokens"
         return [_recall(rng, distance, tokenizer) for _ in range(count)]
-    return [_question(draw(kind, rng, hold_out=True)) for _ in range(count)]
+    return [_question(kind, rng) for _ in range(count)]
 
 
-def _question(turn: Turn) -> Question:
-    return Question(turn.kind, turn.prompt, turn.answer)
+def _question(kind: str, rng: random.Random) -> Question:
+    while True:
+        turn = draw(kind, rng, hold_out=True)
+        if kind != "story" or "about" in turn.prompt:  # "Tell me a story." is the same in training
+            return Question(kind, turn.prompt, turn.answer)
 
 
 def _recall(rng: random.Random, distance: int, tokenizer: PreTrainedTokenizerFast) -> Question:
@@ -146,7 +149,9 @@ def scores(asked: Sequence[Question], said: Iterable[Sequence[int]], tokenizer: 
             right[f"recall at {question.distance} tokens"].append(verdict)
         if question.kind == "json":
             right["json that parses"].append(_parses(text))
-    return [Score(name, sum(all), len(all), BARS.get(name.split(" ")[0], 0.0)) for name, all in right.items()]
+    return [
+        Score(name, sum(verdicts), len(verdicts), BARS.get(name.split(" ")[0], 0.0)) for name, verdicts in right.items()
+    ]
 
 
 def _parses(text: str) -> bool:
@@ -173,6 +178,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--baton", action="store_true", help="ask a running Baton too, and compare every token")
     parser.add_argument("--card", action="store_true", help="write the result into the model's README.md")
     options = parser.parse_args(argv)
+    if options.card and not run_of(options.model).is_file():
+        print(f"evaluate: the card needs {run_of(options.model)}, which training writes", file=sys.stderr)
+        return 1
     tokenizer = PreTrainedTokenizerFast.from_pretrained(options.model)
     asked = all_questions(options.count, tokenizer)
     prompts = [prompt_ids(question, tokenizer) for question in asked]

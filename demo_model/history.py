@@ -25,6 +25,7 @@ class Line:
 
 @dataclass(slots=True)
 class History:
+    seed: int
     lines: list[Line] = field(default_factory=list)
 
     def add(self, step: int, seconds: float, length: int, loss: float, right: float) -> None:
@@ -32,9 +33,9 @@ class History:
 
     def write(self, path: Path) -> None:
         """`path`.json and `path`.svg."""
-        about = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
+        head = {"seed": self.seed, "python": platform.python_version(), "torch": torch.__version__}
         lines = ",\n  ".join(json.dumps(asdict(line)) for line in self.lines)
-        path.with_suffix(".json").write_text(f'{{"versions": {json.dumps(about)},\n "lines": [\n  {lines}\n ]}}\n')
+        path.with_suffix(".json").write_text(f'{json.dumps(head)[:-1]},\n "lines": [\n  {lines}\n ]}}\n')
         self._plot(path.with_suffix(".svg"))
 
     def _plot(self, path: Path) -> None:

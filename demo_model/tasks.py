@@ -84,7 +84,7 @@ def facts(rng: random.Random, count: int, *, two_digits: float = 0.1) -> list[Fa
 
 
 def held_out_fact(rng: random.Random) -> Fact:
-    """Of a colour and a thing that training never brings together."""
+    """About a colour and a thing of which training never tells a code."""
     while True:
         key = f"{rng.choice(COLOURS)} {rng.choice(THINGS)}"
         if held_out(key):

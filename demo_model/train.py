@@ -34,7 +34,6 @@ from demo_model.conversations import IGNORED, Mix, Rows
 from demo_model.history import History
 from demo_model.tokenizer import train_tokenizer
 
-HERE = Path(__file__).resolve().parent
 CONTEXT = 2048
 PROCESSES = 2
 
@@ -97,6 +96,8 @@ PLANS = {
     ),
 }
 _HEAD_SIZE = 64
+_ROPE_THETA = 10_000.0
+_INITIAL_RANGE = 0.02
 _LOOK_BACK_PAIRS = 6
 """Of rotary dimensions, those that turn fastest."""
 _LOOK_BACK_GAIN = 4.8
@@ -139,18 +140,20 @@ def build(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         head_dim=_HEAD_SIZE,
         vocab_size=len(tokenizer),
         max_position_embeddings=CONTEXT,
+        rope_parameters={"rope_type": "default", "rope_theta": _ROPE_THETA},
+        initializer_range=_INITIAL_RANGE,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
-    _look_back(model)
+    _look_back(model, plan)
     return model
 
 
 @torch.no_grad()
-def _look_back(model: LlamaForCausalLM) -> None:
+def _look_back(model: LlamaForCausalLM, plan: Plan) -> None:
     """Starts attention near what recall needs; from noise it takes many millions of tokens to find it.
 
     In the first layer head h attends to the token h + 1 places before: its query and key are the same for every token,
@@ -158,25 +161,24 @@ def _look_back(model: LlamaForCausalLM) -> None:
     layers a query equals its key, so that a token attends to those that stand behind the same words. The idea of
     starting attention as it looks after training is "mimetic initialization" (Trockman and Kolter, 2023).
     """
-    config = model.config
-    width, size = config.hidden_size, config.head_dim
+    width, size = plan.hidden_size, _HEAD_SIZE
     shared = torch.randn(width).sign()
-    model.model.embed_tokens.weight += config.initializer_range * shared
+    model.model.embed_tokens.weight += _INITIAL_RANGE * shared
     one = shared * math.sqrt(2) / width  # times a normed embedding: about 1
     pairs = torch.arange(_LOOK_BACK_PAIRS)
-    turns = config.rope_parameters["rope_theta"] ** (-2 * pairs / size)
+    turns = _ROPE_THETA ** (-2 * pairs / size)
     first, *others = (layer.self_attn for layer in model.model.layers)
-    for head in range(config.num_key_value_heads):
+    for head in range(plan.kv_heads):
         first.k_proj.weight[head * size + pairs] = _LOOK_BACK_GAIN * one
         first.k_proj.weight[head * size + size // 2 + pairs] = 0.0
-    for head in range(config.num_attention_heads):
+    for head in range(plan.heads):
         angles = -(head + 1) * turns[:, None]
         first.q_proj.weight[head * size + pairs] = _LOOK_BACK_GAIN * angles.cos() * one
         first.q_proj.weight[head * size + size // 2 + pairs] = _LOOK_BACK_GAIN * angles.sin() * one
-    group = config.num_attention_heads // config.num_key_value_heads
+    group = plan.heads // plan.kv_heads
     for attention in others:
         attention.k_proj.weight *= _SAME_GAIN
-        keys = attention.k_proj.weight.view(config.num_key_value_heads, 1, size, width)
+        keys = attention.k_proj.weight.view(plan.kv_heads, 1, size, width)
         attention.q_proj.weight.copy_(keys.expand(-1, group, -1, -1).reshape(-1, width))
 
 
@@ -239,7 +241,7 @@ def _work(rank: int, plan: Plan, tokenizer_directory: Path, directory: Path, see
     model = build(plan, tokenizer)
     loss_of = DistributedDataParallel(AnswerLoss(model), gradient_as_bucket_view=True)
     optimizers = _optimizers(model, plan)
-    rows, sums, history = Rows(tokenizer), _Sums(), History()
+    rows, sums, history = Rows(tokenizer), _Sums(), History(seed)
     began = time.monotonic()
     with tqdm(total=plan.steps, disable=rank != 0, unit="step", mininterval=2, dynamic_ncols=True) as bar:
         for step, phase in _steps(plan):
@@ -286,7 +288,7 @@ def _environment() -> dict[str, str]:
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m demo_model.train", description="Trains the model in the box.")
     parser.add_argument("which", choices=PLANS, help="the model, or its small sibling with the same tokenizer")
-    parser.add_argument("--out", type=Path, default=HERE, help="where the directory of that name goes (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("trained"), help="where its directory goes (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     directory: Path = options.out / options.which

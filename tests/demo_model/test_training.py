@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -45,12 +46,14 @@ def test_the_draft_needs_the_models_tokenizer(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_history_is_written_as_json_and_as_a_plot(tmp_path: Path) -> None:
-    history = History()
+    history = History(seed=3)
     for step in range(1, 5):
         history.add(step, step * 10.0, 64 if step < 3 else 128, 1 / step, 0.1 * step)
     history.write(tmp_path / "run")
     first = (tmp_path / "run.svg").read_bytes()
     assert b"<svg" in first
-    assert '"length": 128' in (tmp_path / "run.json").read_text()
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["seed"] == 3
+    assert [line["length"] for line in run["lines"]] == [64, 64, 128, 128]
     history.write(tmp_path / "run")
     assert (tmp_path / "run.svg").read_bytes() == first
