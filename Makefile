@@ -52,5 +52,5 @@ proto: setup ## generate baton/v1 from proto/baton/v1
 
 clean: ## remove .venv and all that tools left behind
 	@echo "clean: .venv, caches, build"
-	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis engine/kernels/cpu/*.so
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from baton.sampling import SamplingParams
-from engine.attention import AttentionBatch, Span
+from engine.attention import Span
+from engine.kernels.choice import choose_attention
 from engine.kv_cache import KVCache
 from engine.models.decoder import Decoder
 from engine.plan import NewSequence, ScheduledSequence, StepPlan, StepResult
@@ -56,7 +57,7 @@ class _Slots:
         assert scheduled.count > 0, f"{scheduled} computes nothing"
         assert end <= self.num_tokens[slot], f"{scheduled}: {self.num_tokens[slot]} tokens known"
         assert end <= held * self._block_size, f"{scheduled}: {held} blocks hold too little"
-        return Span(row, scheduled.start, scheduled.count, self.block_tables[slot, :held])
+        return Span(row, scheduled.start, scheduled.count, slot)
 
     def draw(self, scheduled: ScheduledSequence) -> Draw:
         slot, end = scheduled.slot, scheduled.start + scheduled.count
@@ -79,6 +80,7 @@ class ModelRunner:
         self._model = model
         self._cache = cache
         self._slots = _Slots(max_num_seqs, max_model_len, cache.layout.block_size)
+        self._attention = choose_attention(cache, self._slots.block_tables, model.spec.windows)
         self._sampler = Sampler(eos_token_ids)
 
     @torch.inference_mode()
@@ -109,12 +111,12 @@ class ModelRunner:
         set up on first use. Overwrites the pool's first blocks: call it before the pool holds anything."""
         block_size = self._cache.layout.block_size
         num_tokens = min(num_tokens, self._cache.num_blocks * block_size, self._slots.token_ids.shape[1] - 1)
-        blocks = np.arange(-(-num_tokens // block_size), dtype=np.int32)
-        for span in (Span(0, 0, num_tokens, blocks), Span(0, 0, 1, blocks)):
+        num_blocks = -(-num_tokens // block_size)
+        self._slots.block_tables[0, :num_blocks] = np.arange(num_blocks)
+        for span in (Span(0, 0, num_tokens, slot=0), Span(0, 0, 1, slot=0)):
             tokens = torch.zeros(span.count, dtype=torch.int64, device=self._model.device)
             positions = torch.arange(span.count, device=self._model.device)
-            batch = AttentionBatch(self._cache, [span], self._model.spec.windows)
-            self._model.logits(self._model.forward(tokens, positions, batch)[-1:])
+            self._model.logits(self._model.forward(tokens, positions, self._attention.batch([span]))[-1:])
 
     def _forward(self, plan: StepPlan, spans: list[Span]) -> torch.Tensor:
         token_ids = np.concatenate([
@@ -122,7 +124,8 @@ class ModelRunner:
         ])  # fmt: skip
         positions = np.concatenate([np.arange(span.start, span.end) for span in spans])
         device = self._model.device
-        batch = AttentionBatch(self._cache, spans, self._model.spec.windows)
         return self._model.forward(
-            torch.from_numpy(token_ids.astype(np.int64)).to(device), torch.from_numpy(positions).to(device), batch
+            torch.from_numpy(token_ids.astype(np.int64)).to(device),
+            torch.from_numpy(positions).to(device),
+            self._attention.batch(spans),
         )

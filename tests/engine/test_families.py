@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine.attention import AttentionBatch, Span
+from engine.attention import Span
+from engine.kernels.choice import choose_attention
 from engine.kv_cache import KVCache
 from engine.loader import LoadedModel, load_model
 from tests.checkpoints import FAMILIES, VOCAB_SIZE, build_checkpoint, build_model, edit_json, greedy
@@ -26,8 +27,8 @@ def _prompts(count: int, longest: int, seed: int = 0) -> list[list[int]]:
 @torch.inference_mode()
 def _logits(model: LoadedModel, prompt: list[int]) -> torch.Tensor:
     cache = KVCache(model.kv_layout(16), -(-len(prompt) // 16))
-    span = Span(0, 0, len(prompt), torch.arange(cache.num_blocks, dtype=torch.int32).numpy())
-    batch = AttentionBatch(cache, [span], model.spec.windows)
+    block_tables = torch.arange(cache.num_blocks, dtype=torch.int32)[None].numpy()
+    batch = choose_attention(cache, block_tables, model.spec.windows).batch([Span(0, 0, len(prompt), slot=0)])
     hidden = model.decoder.forward(torch.tensor(prompt), torch.arange(len(prompt)), batch)
     return model.decoder.logits(hidden)
 

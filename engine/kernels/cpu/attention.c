@@ -1,0 +1,358 @@
+/* Paged attention on a CPU: KV write, and attention of a mixed batch of decodes and prefill chunks over block tables.
+ *
+ * The pool is [num_blocks, num_layers, 2 (K, V), num_kv_heads, block_size, head_dim]. Work is cut into items of one
+ * sequence, one KV head, at most ROWS query rows and, where all of a sequence's queries fit into one item, SPLIT
+ * positions: cost follows the tokens that are there. How a sequence is cut depends on the sequence alone, so neither
+ * its company in the batch nor the number of threads changes a bit of its result. Positions outside of what an item
+ * sees are never read.
+ *
+ * It starts no threads: items are shared out among those that the caller's OpenMP runtime lends, through the address of
+ * its GOMP_parallel. attention.py mirrors Batch. tile.h has the arithmetic.
+ */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLE(type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#endif
+#endif
+#ifndef SHUFFLE
+#define SHUFFLE(type, a, b, ...) __builtin_shuffle(a, b, (type){__VA_ARGS__})
+#endif
+
+enum { ROWS = 64, TILE = 64, SPLIT = 256, MAX_HEAD_DIM = 256 };
+enum { FLOAT32, BFLOAT16, FLOAT16 };
+enum { GENERIC, AVX2, AVX512, AVX512_BF16 };
+enum { ROW, START, COUNT, SLOT }; /* of a span */
+
+#define LOG2_E 1.44269504088896341f
+#define NOTHING_YET -1e30f /* finite, so that nothing minus nothing is not NaN */
+
+typedef struct {
+    char *pool;
+    const int32_t *tables; /* block tables, one a slot */
+    int64_t table_stride;
+    const int32_t *spans; /* [num_spans][4], by ascending ROW */
+    int64_t num_spans, num_tokens;
+    int64_t num_layers, num_kv_heads, block_size, head_dim, dtype;
+    int64_t isa, threads;
+    void (*parallel)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel, or NULL */
+} Batch;
+
+typedef struct {
+    int32_t span, kv_head;
+    int32_t token, tokens; /* of the span's queries */
+    int32_t head, heads;   /* query heads */
+    int32_t first, last;   /* positions */
+    int32_t partial;       /* where several items share their queries: this one's first row of partials; else -1 */
+    int32_t parts;         /* in the first of those: how many they are; else 0 */
+} Item;
+
+typedef struct {
+    const Batch *batch;
+    int64_t layer, window, num_heads;
+    float scale;
+    const char *query;
+    int64_t query_stride; /* elements from token to token */
+    char *output;         /* [num_tokens, num_heads, head_dim] */
+    Item *items;
+    int64_t num_items;
+    float *partials; /* [rows][head_dim + 2]: weighted sum of values, largest score, sum of weights */
+} Call;
+
+typedef struct {
+    char *keys[TILE], *values[TILE];
+} Rows;
+
+static char nothing[MAX_HEAD_DIM * 4];
+
+/* What is read for a tile: rows of the pool, and of zeros for positions that the item does not see. */
+static void find_rows(Rows *rows, const Call *call, const Item *item, int tile) {
+    const Batch *b = call->batch;
+    const int block_size = (int)b->block_size, size = b->dtype == FLOAT32 ? 4 : 2;
+    const int64_t row = b->head_dim * size, head = block_size * row;
+    const int64_t layer = 2 * b->num_kv_heads * head, block = b->num_layers * layer;
+    const int32_t *table = b->tables + b->spans[4 * item->span + SLOT] * b->table_stride;
+    char *base = b->pool + call->layer * layer + item->kv_head * head;
+    int p = 0;
+    for (; p < TILE && tile + p < item->first; p++) rows->keys[p] = rows->values[p] = nothing;
+    while (p < TILE && tile + p < item->last) {
+        int offset = (tile + p) % block_size;
+        char *key = base + table[(tile + p) / block_size] * block + offset * row;
+        for (; offset < block_size && p < TILE && tile + p < item->last; offset++, p++, key += row) {
+            rows->keys[p] = key;
+            rows->values[p] = key + b->num_kv_heads * head;
+        }
+    }
+    for (; p < TILE; p++) rows->keys[p] = rows->values[p] = nothing;
+}
+
+static uint16_t to_bfloat16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if (x != x) return 0x7fc0;
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static uint16_t to_float16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    const uint16_t sign = bits >> 16 & 0x8000;
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000) return 0x7e00;
+    if (bits >= 0x47800000) return sign | 0x7c00;
+    if (bits < 0x38800000) { /* subnormal: adding 1/2 rounds it to the last place of a half */
+        float value;
+        memcpy(&value, &bits, 4);
+        value += 0.5f;
+        memcpy(&bits, &value, 4);
+        return (uint16_t)(sign | (bits - 0x3f000000));
+    }
+    return (uint16_t)(sign | (bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13);
+}
+
+static void store(const Call *call, int64_t row, int64_t head, const float *sums, float divisor) {
+    const int head_dim = (int)call->batch->head_dim;
+    const int64_t at = (row * call->num_heads + head) * head_dim;
+    const float factor = 1 / divisor;
+    if (call->batch->dtype == FLOAT32)
+        for (int d = 0; d < head_dim; d++) ((float *)call->output)[at + d] = sums[d] * factor;
+    else if (call->batch->dtype == BFLOAT16)
+        for (int d = 0; d < head_dim; d++) ((uint16_t *)call->output)[at + d] = to_bfloat16(sums[d] * factor);
+    else
+        for (int d = 0; d < head_dim; d++) ((uint16_t *)call->output)[at + d] = to_float16(sums[d] * factor);
+}
+
+static void finish(const Call *call, const Item *item, const float *sums, const float *largest, const float *total) {
+    const int head_dim = (int)call->batch->head_dim;
+    const int64_t first_row = call->batch->spans[4 * item->span + ROW] + item->token;
+    for (int r = 0; r < item->tokens * item->heads; r++, sums += head_dim) {
+        if (item->partial < 0) {
+            store(call, first_row + r / item->heads, item->head + r % item->heads, sums, total[r]);
+            continue;
+        }
+        float *partial = call->partials + (int64_t)(item->partial + r) * (head_dim + 2);
+        memcpy(partial, sums, sizeof(float) * head_dim);
+        partial[head_dim] = largest[r];
+        partial[head_dim + 1] = total[r];
+    }
+}
+
+static void merge(const Call *call, const Item *item) {
+    const int head_dim = (int)call->batch->head_dim, rows = item->tokens * item->heads;
+    const int64_t length = head_dim + 2, next_part = rows * length;
+    const int64_t first_row = call->batch->spans[4 * item->span + ROW] + item->token;
+    for (int r = 0; r < rows; r++) {
+        const float *part = call->partials + (item->partial + r) * length;
+        float sums[MAX_HEAD_DIM] = {0}, total = 0, largest = NOTHING_YET;
+        for (int i = 0; i < item->parts; i++)
+            if (part[i * next_part + head_dim] > largest) largest = part[i * next_part + head_dim];
+        for (int i = 0; i < item->parts; i++, part += next_part) {
+            const float weight = expf((part[head_dim] - largest) * call->scale);
+            total += weight * part[head_dim + 1];
+            for (int d = 0; d < head_dim; d++) sums[d] += weight * part[d];
+        }
+        store(call, first_row + r / item->heads, item->head + r % item->heads, sums, total);
+    }
+}
+
+#define NAME(x) x##_generic
+#define LANES 4
+#define DOT 0
+#include "tile.h"
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#define BEGIN_TARGET(features) PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define END_TARGET PRAGMA(clang attribute pop)
+#else
+#define BEGIN_TARGET(features) PRAGMA(GCC push_options) PRAGMA(GCC target(features))
+#define END_TARGET PRAGMA(GCC pop_options)
+#endif
+#define PRAGMA(x) _Pragma(#x)
+
+BEGIN_TARGET("avx2,fma")
+#define NAME(x) x##_avx2
+#define LANES 8
+#define DOT 0
+#include "tile.h"
+END_TARGET
+
+BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#define NAME(x) x##_avx512
+#define LANES 16
+#define DOT 0
+#include "tile.h"
+END_TARGET
+
+BEGIN_TARGET("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#define NAME(x) x##_avx512_bf16
+#define LANES 16
+#define DOT 1
+#include "tile.h"
+END_TARGET
+
+#endif
+
+/* The best of GENERIC, AVX2, AVX512 and AVX512_BF16 that this machine has; each includes those before it. */
+int64_t baton_best_isa(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return GENERIC;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
+        return AVX2;
+    return __builtin_cpu_supports("avx512bf16") ? AVX512_BF16 : AVX512;
+#else
+    return GENERIC;
+#endif
+}
+
+static void attend_item(const Call *call, const Item *item) {
+    switch (call->batch->isa) {
+#if defined(__x86_64__)
+    case AVX512_BF16: attend_item_avx512_bf16(call, item); break;
+    case AVX512: attend_item_avx512(call, item); break;
+    case AVX2: attend_item_avx2(call, item); break;
+#endif
+    default: attend_item_generic(call, item);
+    }
+}
+
+/* Parts of a job, taken one after the other by whoever is free. */
+typedef struct {
+    void (*part)(const void *what, int64_t index);
+    const void *what;
+    int64_t count, taken;
+} Job;
+
+static void take_parts(void *argument) {
+    Job *job = argument;
+    for (int64_t i; (i = __atomic_fetch_add(&job->taken, 1, __ATOMIC_RELAXED)) < job->count;) job->part(job->what, i);
+}
+
+/* Always to as many threads as torch's own regions have: a team that changes its size is made anew. */
+static void share_out(const Batch *b, void (*part)(const void *, int64_t), const void *what, int64_t count) {
+    Job job = {part, what, count, 0};
+    if (b->parallel && b->threads > 1 && count > 1)
+        b->parallel(take_parts, &job, (unsigned)b->threads, 0);
+    else
+        take_parts(&job);
+}
+
+/* Chunks come last in a batch and are the longest items: they are begun first. */
+static void attend_part(const void *what, int64_t index) {
+    const Call *call = what;
+    attend_item(call, &call->items[call->num_items - 1 - index]);
+}
+
+static void merge_part(const void *what, int64_t index) {
+    const Call *call = what;
+    if (call->items[index].parts) merge(call, &call->items[index]);
+}
+
+/* Cuts the batch into items, which are stored where `items` is not NULL. Returns how many they are, and in `partials`
+ * how many rows of partial results they leave. */
+static int64_t cut(const Batch *b, int64_t window, int64_t num_heads, Item *items, int64_t *partials) {
+    const int group = (int)(num_heads / b->num_kv_heads), heads = group < ROWS ? group : ROWS;
+    const int tokens = ROWS / heads;
+    int64_t count = 0, rows = 0;
+    for (int64_t s = 0; s < b->num_spans; s++) {
+        const int32_t start = b->spans[4 * s + START], length = b->spans[4 * s + COUNT];
+        for (int kv_head = 0; kv_head < b->num_kv_heads; kv_head++)
+            for (int head = 0; head < group; head += heads)
+                for (int token = 0; token < length; token += tokens) {
+                    Item item = {(int32_t)s, kv_head, token, tokens, kv_head * group + head, heads, 0, 0, -1, 0};
+                    if (length - token < tokens) item.tokens = length - token;
+                    if (group - head < heads) item.heads = group - head;
+                    const int32_t end = start + token + item.tokens;
+                    int32_t first = 0;
+                    if (window && start + token >= window) first = (int32_t)(start + token - window + 1);
+                    const int32_t origin = first / SPLIT * SPLIT;
+                    const int parts = length <= tokens ? (end - origin + SPLIT - 1) / SPLIT : 1;
+                    for (int i = 0; i < parts; i++, count++) {
+                        item.first = i ? origin + i * SPLIT : first;
+                        item.last = i + 1 < parts ? origin + (i + 1) * SPLIT : end;
+                        item.parts = parts > 1 && i == 0 ? parts : 0;
+                        if (parts > 1) {
+                            item.partial = (int32_t)rows;
+                            rows += item.tokens * item.heads;
+                        }
+                        if (items) items[count] = item;
+                    }
+                }
+    }
+    *partials = rows;
+    return count;
+}
+
+static int64_t items_bytes(int64_t count) { return (count * (int64_t)sizeof(Item) + 63) / 64 * 64; }
+
+/* Bytes of workspace that baton_attend needs for the batch. */
+int64_t baton_attend_workspace(const Batch *b, int64_t window, int64_t num_heads) {
+    int64_t rows, count = cut(b, window, num_heads, NULL, &rows);
+    return items_bytes(count) + rows * (b->head_dim + 2) * (int64_t)sizeof(float);
+}
+
+/* Causal softmax attention of the spans' queries to what is written of their sequences, themselves included; only to
+ * the last `window` positions where that is not 0. Rows of the output that belong to no span are left alone. */
+void baton_attend(const Batch *b, int64_t layer, int64_t window, int64_t num_heads, float scale, const char *query,
+                  int64_t query_stride, char *output, char *workspace) {
+    Call call = {b, layer, window, num_heads, scale, query, query_stride, output, (Item *)workspace, 0, NULL};
+    int64_t rows;
+    call.num_items = cut(b, window, num_heads, call.items, &rows);
+    call.partials = (float *)(workspace + items_bytes(call.num_items));
+    share_out(b, attend_part, &call, call.num_items);
+    if (rows) share_out(b, merge_part, &call, call.num_items);
+}
+
+typedef struct {
+    const Batch *batch;
+    int64_t layer;
+    const char *key, *value;
+    int64_t key_stride, value_stride;
+} Write;
+
+enum { WRITE_TOKENS = 64 };
+
+/* Tokens [index * WRITE_TOKENS, (index + 1) * WRITE_TOKENS) of the batch. */
+static void write_part(const void *what, int64_t index) {
+    const Write *w = what;
+    const Batch *b = w->batch;
+    const int64_t size = b->dtype == FLOAT32 ? 4 : 2, row = b->head_dim * size, head = b->block_size * row;
+    const int64_t layer = 2 * b->num_kv_heads * head, block = b->num_layers * layer;
+    const int64_t from = index * WRITE_TOKENS, to = from + WRITE_TOKENS;
+    for (int64_t s = 0; s < b->num_spans; s++) {
+        const int32_t *span = b->spans + 4 * s, *table = b->tables + span[SLOT] * b->table_stride;
+        int64_t token = span[ROW] > from ? span[ROW] : from;
+        const int64_t end = span[ROW] + span[COUNT] < to ? span[ROW] + span[COUNT] : to;
+        for (; token < end; token++) {
+            const int64_t position = span[START] + token - span[ROW];
+            char *at = b->pool + table[position / b->block_size] * block + w->layer * layer;
+            at += position % b->block_size * row;
+            for (int64_t h = 0; h < b->num_kv_heads; h++, at += head) {
+                memcpy(at, w->key + (token * w->key_stride + h * b->head_dim) * size, row);
+                memcpy(at + b->num_kv_heads * head, w->value + (token * w->value_stride + h * b->head_dim) * size, row);
+            }
+        }
+    }
+}
+
+/* Puts keys and values, each [num_tokens, num_kv_heads, head_dim] with strides in elements from token to token, where
+ * the spans' positions are. */
+void baton_write(const Batch *b, int64_t layer, const char *key, int64_t key_stride, const char *value,
+                 int64_t value_stride) {
+    Write write = {b, layer, key, value, key_stride, value_stride};
+    share_out(b, write_part, &write, (b->num_tokens + WRITE_TOKENS - 1) / WRITE_TOKENS);
+}

@@ -1,0 +1,144 @@
+"""Attention by the compiled kernel, for pools in host memory: an AttentionBatch that passes addresses to attention.c.
+
+What a step costs in Python does not grow with the context: the kernel reads the block tables where the runner keeps
+them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from baton.layout import KVLayout
+from engine.attention import BlockTables, Span
+from engine.kernels.cpu.library import Batch, Kernel
+from engine.kernels.reference import ReferenceAttention, ReferenceBatch
+from engine.kv_cache import KVCache
+
+_DTYPES = ("float32", "bfloat16", "float16")  # by attention.c's numbers
+_MAX_HEAD_DIM = 256
+
+Rows = npt.NDArray[np.int32]
+"""`[num_spans, 4]`: row, start, count, slot."""
+
+# Chunks of at least so many tokens are attended to by torch instead; None: none are. Without AMX the kernel's tiles do
+# as many products in a cycle as oneDNN's do, and nothing is gathered; with AMX, torch should win for long chunks. To be
+# measured by bench/attention_step.py.
+TORCH_CHUNK: int | None = None
+
+
+class CompiledAttention:
+    def __init__(
+        self,
+        kernel: Kernel,
+        cache: KVCache,
+        block_tables: BlockTables,
+        windows: Sequence[int | None],
+        torch_chunk: int | None = TORCH_CHUNK,
+    ) -> None:
+        layout = cache.layout
+        assert self.supports(layout), f"{layout} is not for this kernel"
+        assert cache.device.type == "cpu", f"the pool is on {cache.device}"
+        assert block_tables.dtype == np.int32, f"block tables of {block_tables.dtype}"
+        assert block_tables.flags.c_contiguous, "block tables lie apart"
+        self.kernel, self.cache = kernel, cache
+        self._block_tables = block_tables  # kept: the kernel has their address
+        self._reference = ReferenceAttention(cache, block_tables, windows)
+        self._torch_chunk = torch_chunk
+        self._workspace = torch.empty(0, dtype=torch.uint8)
+        self._constant = {
+            "pool": cache.tensor.data_ptr(),
+            "tables": block_tables.ctypes.data,
+            "table_stride": block_tables.strides[0] // 4,
+            "num_layers": layout.num_layers,
+            "num_kv_heads": layout.num_kv_heads,
+            "block_size": layout.block_size,
+            "head_dim": layout.head_dim,
+            "dtype": _DTYPES.index(layout.dtype),
+            "isa": int(kernel.isa),
+            "parallel": kernel.parallel,
+        }
+
+    @staticmethod
+    def supports(layout: KVLayout) -> bool:
+        return layout.dtype in _DTYPES and layout.head_dim % 16 == 0 and 0 < layout.head_dim <= _MAX_HEAD_DIM
+
+    def batch(self, spans: Sequence[Span]) -> CompiledBatch:
+        limit = self._torch_chunk
+        long = [] if limit is None else [span for span in spans if span.count >= limit]
+        if not long:
+            every = self._rows(spans)
+            return CompiledBatch(self, every, every, None)
+        own = self._rows([span for span in spans if span not in long])
+        return CompiledBatch(self, self._rows(spans), own, self._reference.batch(long))
+
+    def struct(self, rows: Rows) -> Batch:
+        """Good for as long as `rows` is kept."""
+        return Batch(
+            spans=rows.ctypes.data,
+            num_spans=len(rows),
+            num_tokens=int(rows[-1, 0] + rows[-1, 2]) if len(rows) else 0,
+            threads=torch.get_num_threads(),
+            **self._constant,
+        )
+
+    def workspace(self, needed: int) -> int:
+        """Address of at least so many bytes, good until the next call."""
+        if self._workspace.numel() < needed:
+            self._workspace = torch.empty(needed, dtype=torch.uint8)
+        return self._workspace.data_ptr()
+
+    @staticmethod
+    def _rows(spans: Sequence[Span]) -> Rows:
+        return np.array([(s.row, s.start, s.count, s.slot) for s in spans], dtype=np.int32).reshape(-1, 4)
+
+
+class CompiledBatch:
+    def __init__(
+        self, attention: CompiledAttention, written: Rows, attended: Rows, by_torch: ReferenceBatch | None
+    ) -> None:
+        """`written`: all spans; `attended`: those that the kernel attends to, while `by_torch` does the others."""
+        self._attention, self._library = attention, attention.kernel.library
+        self._kept = (written, attended)
+        self._written, self._attended = attention.struct(written), attention.struct(attended)
+        self._by_torch = by_torch
+        self._needed: dict[int, int] = {}  # bytes of workspace, by window
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        key, value = self._rows_of_heads(key), self._rows_of_heads(value)
+        self._library.baton_write(
+            ctypes.byref(self._written), layer, key.data_ptr(), key.stride(0), value.data_ptr(), value.stride(0)
+        )
+
+    def attend(self, layer: int, query: Tensor, window: int | None) -> Tensor:
+        num_tokens, num_heads, head_dim = query.shape
+        output = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype)
+        if self._by_torch is not None:
+            self._by_torch.attend_into(output, layer, query, window)
+        query, batch, seen = self._rows_of_heads(query), ctypes.byref(self._attended), window or 0
+        if seen not in self._needed:
+            self._needed[seen] = self._library.baton_attend_workspace(batch, seen, num_heads)
+        self._library.baton_attend(
+            batch,
+            layer,
+            seen,
+            num_heads,
+            head_dim**-0.5,
+            query.data_ptr(),
+            query.stride(0),
+            output.data_ptr(),
+            self._attention.workspace(self._needed[seen]),
+        )
+        return output.view(num_tokens, num_heads * head_dim)
+
+    def _rows_of_heads(self, x: Tensor) -> Tensor:
+        """`x`, with a token's heads behind each other; tokens may be apart."""
+        assert x.dtype is self._attention.cache.tensor.dtype, (
+            f"{x.dtype} for a pool of {self._attention.cache.tensor.dtype}"
+        )
+        return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()

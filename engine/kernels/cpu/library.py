@@ -1,0 +1,96 @@
+"""Loads the compiled kernel and lends it torch's threads: a second pool in the process would spin against them."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from engine.kernels.cpu import build
+
+log = logging.getLogger(__name__)
+
+_OPENMP = ("libgomp", "libomp", "libiomp5")  # each of them has GOMP_parallel
+
+
+class Isa(IntEnum):
+    """As in attention.c; each includes those before it."""
+
+    GENERIC = 0
+    AVX2 = 1
+    AVX512 = 2
+    AVX512_BF16 = 3
+
+
+class Batch(ctypes.Structure):
+    """attention.c's Batch."""
+
+    _fields_ = (
+        ("pool", ctypes.c_void_p),
+        ("tables", ctypes.c_void_p),
+        ("table_stride", ctypes.c_int64),
+        ("spans", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("num_spans", "num_tokens", "num_layers", "num_kv_heads")),
+        *((name, ctypes.c_int64) for name in ("block_size", "head_dim", "dtype", "isa", "threads")),
+        ("parallel", ctypes.c_void_p),
+    )
+
+
+@dataclass(frozen=True)
+class Kernel:
+    library: ctypes.CDLL
+    isa: Isa
+    """What it will use; the best that the machine has, unless a test asks for less."""
+    parallel: int
+    """Address of GOMP_parallel in torch's own OpenMP runtime."""
+
+    def with_isa(self, isa: Isa) -> Kernel:
+        assert isa <= self.isa, f"{isa.name} on a machine that has {self.isa.name}"
+        return replace(self, isa=isa)
+
+
+@cache
+def load_kernel() -> Kernel | None:
+    """None, with one line in the log that says why, where it can't be had."""
+    try:
+        path = build.find_or_compile()
+        kernel = load_library(path)
+    except (build.BuildError, OSError) as error:
+        log.warning("%s; attention uses torch's operations instead, which are slower", error)
+        return None
+    log.info("attention kernel %s, %s", path.name, kernel.isa.name)
+    return kernel
+
+
+def load_library(path: Path) -> Kernel:
+    """Raises OSError where it can't be loaded, or torch brings no OpenMP that it could share."""
+    parallel = ctypes.cast(_openmp().GOMP_parallel, ctypes.c_void_p).value
+    assert parallel is not None
+    library = ctypes.CDLL(str(path))
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    library.baton_best_isa.restype = number
+    library.baton_write.argtypes = [pointer, number, pointer, number, pointer, number]
+    library.baton_write.restype = None
+    library.baton_attend_workspace.argtypes = [pointer, number, number]
+    library.baton_attend_workspace.restype = number
+    library.baton_attend.argtypes = [pointer, number, number, number, ctypes.c_float, pointer, number, pointer, pointer]
+    library.baton_attend.restype = None
+    return Kernel(library, Isa(library.baton_best_isa()), parallel)
+
+
+def _openmp() -> ctypes.CDLL:
+    """The OpenMP runtime that torch uses: among those mapped into the process, torch's own before any other."""
+    mapped = {line.split(maxsplit=5)[5] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
+    found = [path for path in sorted(mapped) if Path(path).name.startswith(_OPENMP)]
+    ours = str(Path(torch.__file__).parent)
+    found.sort(key=lambda path: not path.startswith(ours))
+    if not found:
+        raise OSError(
+            f"torch {torch.__version__} has loaded no OpenMP runtime ({', '.join(_OPENMP)}) to share threads of"
+        )
+    return ctypes.CDLL(found[0])

@@ -1,0 +1,387 @@
+/* One work item of paged attention, for one instruction set. attention.c includes this once for each, with
+ *
+ *   NAME(x)  the name of x in this instance
+ *   LANES    float32 values of a vector: 4, 8 or 16
+ *   DOT      1 where two bfloat16 products are added to a float32 in one instruction (dpbf16)
+ *
+ * Both matrix products of attention are done by one small GEMM over packed tiles of TILE positions. A tile is packed
+ * once for all the query rows of the item, so each key and value is read from the pool once a group of heads.
+ * Words of 32 bits are what all matrices here are made of: a float32, or a pair of bfloat16 where DOT is used.
+ */
+
+#define vf NAME(vf)
+#define vi NAME(vi)
+#define vh NAME(vh)
+
+typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
+
+#if LANES == 16
+#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#define MOST_VECTORS 4
+#elif LANES == 8
+#define LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#define MOST_VECTORS 2
+#else
+#define LOW 0, 4, 1, 5
+#define HIGH 2, 6, 3, 7
+#define MOST_VECTORS 2
+#endif
+
+#define load_f NAME(load_f)
+#define splat NAME(splat)
+#define larger NAME(larger)
+#define largest_of NAME(largest_of)
+#define sum_of NAME(sum_of)
+#define exp2_of NAME(exp2_of)
+#define load_as_float NAME(load_as_float)
+#define transpose NAME(transpose)
+#define pack_keys NAME(pack_keys)
+#define pack_values NAME(pack_values)
+#define pack_queries NAME(pack_queries)
+#define product_part NAME(product_part)
+#define product_rows NAME(product_rows)
+#define product NAME(product)
+#define softmax_row NAME(softmax_row)
+
+INLINE vf load_f(const void *p) {
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE vf splat(float x) { return x - (vf){0}; }
+
+/* Where one is NaN: b. */
+INLINE vf larger(vf a, vf b) {
+#if LANES == 16
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif LANES == 8
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    vi mask = a > b;
+    return (vf)(((vi)a & mask) | ((vi)b & ~mask));
+#endif
+}
+
+INLINE float largest_of(vf v) {
+    float x[LANES];
+    memcpy(x, &v, sizeof v);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
+    return x[0];
+}
+
+INLINE float sum_of(vf v) {
+    float x[LANES];
+    memcpy(x, &v, sizeof v);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) x[i] += x[i + half];
+    return x[0];
+}
+
+/* 2^x for x <= 0, within 1.1e-7 of it, relatively; 0 for x below -126.5; NaN stays NaN. x = n + f with n whole and
+ * |f| <= 1/2; 2^f by the polynomial of degree 6 with the least relative error there (1.9e-9 before rounding). */
+INLINE vf exp2_of(vf x) {
+    const float magic = 0x1.8p23f; /* adding it rounds to a whole number, which is then in the low bits */
+    x = larger(splat(-127.0f), x);
+    vf shifted = x + magic;
+    vf f = x - (shifted - magic);
+    vf y = splat(0x1.41d324p-13f);
+    y = y * f + 0x1.5f456ap-10f;
+    y = y * f + 0x1.3b2dbcp-7f;
+    y = y * f + 0x1.c6aed4p-5f;
+    y = y * f + 0x1.ebfbdap-3f;
+    y = y * f + 0x1.62e430p-1f;
+    y = y * f + 1.0f;
+    return y * (vf)(((vi)shifted - (vi)splat(magic) + 127) << 23);
+}
+
+INLINE vf load_as_float(const void *row, int64_t column, const int dtype) {
+    if (dtype == FLOAT32) return load_f((const float *)row + column);
+    vh raw;
+    memcpy(&raw, (const uint16_t *)row + column, sizeof raw);
+    vi bits = __builtin_convertvector(raw, vi);
+    if (dtype == BFLOAT16) return (vf)(bits << 16);
+    vf value = (vf)((bits & 0x7fff) << 13) * 0x1p112f; /* subnormals too */
+    vi special = (bits & 0x7c00) == 0x7c00;            /* infinities and NaN keep the highest exponent */
+    return (vf)((vi)value | (special & 0x7f800000) | (bits & 0x8000) << 16);
+}
+
+/* Interleaving each half with the other, log2(LANES) times, transposes a square of words. */
+INLINE void transpose(vi square[LANES]) {
+    for (int stage = 1; stage < LANES; stage *= 2) {
+        vi next[LANES];
+        for (int i = 0; i < LANES / 2; i++) {
+            next[2 * i] = SHUFFLE(vi, square[i], square[i + LANES / 2], LOW);
+            next[2 * i + 1] = SHUFFLE(vi, square[i], square[i + LANES / 2], HIGH);
+        }
+        memcpy(square, next, sizeof next);
+    }
+}
+
+/* Keys of `count` positions to `to` [words of a row][TILE]; asks for `ahead`, the keys of the next tile, meanwhile. */
+INLINE void pack_keys(uint32_t *to, char *const *rows, char *const *ahead, int count, int head_dim, const int dtype,
+                      const int dot) {
+    const int size = dtype == FLOAT32 ? 4 : 2, words = dot ? head_dim / 2 : head_dim;
+    for (int p = 0; p < count; p += LANES) {
+        for (int i = 0; i < LANES; i++)
+            for (int byte = 0; byte < head_dim * size; byte += 64) __builtin_prefetch(ahead[p + i] + byte);
+        for (int w = 0; w < words; w += LANES) {
+            vi square[LANES];
+            for (int i = 0; i < LANES; i++)
+                square[i] = (vi)(dot ? load_f(rows[p + i] + 4 * w) : load_as_float(rows[p + i], w, dtype));
+            transpose(square);
+            for (int i = 0; i < LANES; i++) memcpy(to + (w + i) * TILE + p, &square[i], sizeof square[i]);
+        }
+    }
+}
+
+/* Values of `count` positions to `to` [count][head_dim], or [count / 2][head_dim] pairs of positions. */
+INLINE void pack_values(uint32_t *to, char *const *rows, char *const *ahead, int count, int head_dim, const int dtype,
+                        const int dot) {
+    const int size = dtype == FLOAT32 ? 4 : 2;
+    for (int p = 0; p < count; p += 2) {
+        for (int i = 0; i < 2; i++)
+            for (int byte = 0; byte < head_dim * size; byte += 64) __builtin_prefetch(ahead[p + i] + byte);
+#if DOT
+        if (dot) {
+            const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7,
+                                                   22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+            for (int d = 0; d < head_dim; d += 16) {
+                __m256i even = _mm256_loadu_si256((const void *)(rows[p] + 2 * d));
+                __m256i odd = _mm256_loadu_si256((const void *)(rows[p + 1] + 2 * d));
+                __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1);
+                _mm512_storeu_si512(to + p / 2 * head_dim + d, _mm512_permutexvar_epi16(order, both));
+            }
+            continue;
+        }
+#endif
+        for (int i = 0; i < 2; i++)
+            for (int d = 0; d < head_dim; d += LANES) {
+                vf v = load_as_float(rows[p + i], d, dtype);
+                memcpy(to + (p + i) * head_dim + d, &v, sizeof v);
+            }
+    }
+}
+
+/* Query rows of the item, token by token, head by head. */
+INLINE void pack_queries(uint32_t *to, const Call *call, const Item *item, int first_row, int head_dim, const int dtype,
+                         const int dot) {
+    const int size = dtype == FLOAT32 ? 4 : 2;
+    for (int t = 0; t < item->tokens; t++)
+        for (int h = 0; h < item->heads; h++) {
+            const char *row = call->query + ((int64_t)(first_row + item->token + t) * call->query_stride +
+                                             (int64_t)(item->head + h) * head_dim) * size;
+            if (dot) {
+                memcpy(to, row, 2 * head_dim);
+                to += head_dim / 2;
+                continue;
+            }
+            for (int d = 0; d < head_dim; d += LANES) {
+                vf v = load_as_float(row, d, dtype);
+                memcpy(to + d, &v, sizeof v);
+            }
+            to += head_dim;
+        }
+}
+
+/* R rows and V vectors of c = a b, or of c = scale c + a b where scale is not NULL: a [rows][lda], b [depth][ldb]. */
+INLINE void product_part(const uint32_t *a, int lda, const uint32_t *b, int ldb, float *c, int ldc, int depth,
+                         const float *scale, const int dot, const int R, const int V) {
+    vf sums[6][MOST_VECTORS];
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) sums[r][v] = scale ? load_f(c + r * ldc + v * LANES) * scale[r] : splat(0);
+    for (int i = 0; i < depth; i++) {
+        vf row[MOST_VECTORS];
+        for (int v = 0; v < V; v++) row[v] = load_f(b + (int64_t)i * ldb + v * LANES);
+        for (int r = 0; r < R; r++) {
+            float word;
+            memcpy(&word, a + r * lda + i, 4);
+#if DOT
+            if (dot) {
+                __m512bh pair = (__m512bh)_mm512_set1_ps(word);
+                for (int v = 0; v < V; v++)
+                    sums[r][v] = (vf)_mm512_dpbf16_ps((__m512)sums[r][v], pair, (__m512bh)row[v]);
+                continue;
+            }
+#endif
+            for (int v = 0; v < V; v++) sums[r][v] += word * row[v];
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) memcpy(c + r * ldc + v * LANES, &sums[r][v], sizeof(vf));
+}
+
+INLINE void product_rows(const uint32_t *a, int lda, const uint32_t *b, int ldb, float *c, int ldc, int columns,
+                         int depth, const float *scale, const int dot, const int R) {
+    int n = 0;
+#if MOST_VECTORS == 4
+    for (; n + 4 * LANES <= columns; n += 4 * LANES)
+        product_part(a, lda, b + n, ldb, c + n, ldc, depth, scale, dot, R, 4);
+#endif
+    for (; n + 2 * LANES <= columns; n += 2 * LANES)
+        product_part(a, lda, b + n, ldb, c + n, ldc, depth, scale, dot, R, 2);
+    for (; n < columns; n += LANES) product_part(a, lda, b + n, ldb, c + n, ldc, depth, scale, dot, R, 1);
+}
+
+/* Rows in even parts of at most six: 7 as 4 and 3, which are faster than 6 and 1. */
+static void product(const uint32_t *a, int lda, const uint32_t *b, int ldb, float *c, int ldc, int rows, int columns,
+                    int depth, const float *scale, int dot) {
+    for (int parts = (rows + 5) / 6; parts; parts--) {
+        const int part = (rows + parts - 1) / parts;
+#define PART(R)                                                                                  \
+    case R:                                                                                      \
+        if (DOT && dot)                                                                          \
+            product_rows(a, lda, b, ldb, c, ldc, columns, depth, scale, 1, R);                   \
+        else                                                                                     \
+            product_rows(a, lda, b, ldb, c, ldc, columns, depth, scale, 0, R);                   \
+        break
+        switch (part) {
+            PART(1);
+            PART(2);
+            PART(3);
+            PART(4);
+            PART(5);
+            PART(6);
+        }
+#undef PART
+        a += part * lda, c += part * ldc, rows -= part;
+        if (scale) scale += part;
+    }
+}
+
+/* Scores to weights 2^((score - largest) c), as bfloat16 pairs where `dot`; those outside [from, to) count for nothing.
+ * Returns what the sums so far are to be multiplied with. */
+INLINE float softmax_row(float *scores, uint32_t *weights, int count, int from, int to, float c, float *largest,
+                         float *sum, const int dot) {
+    vi column;
+    for (int i = 0; i < LANES; i++) column[i] = i;
+    vf most = splat(*largest);
+    for (int p = 0; p < count; p += LANES) {
+        vf s = load_f(scores + p);
+        if (p < from || p + LANES > to) {
+            vi seen = (column + p >= from) & (column + p < to);
+            s = (vf)(((vi)s & seen) | ((vi)splat(-INFINITY) & ~seen));
+            memcpy(scores + p, &s, sizeof s);
+        }
+        most = larger(s, most);
+    }
+    const float before = *largest, now = largest_of(most);
+    vf total = splat(0);
+    for (int p = 0; p < count; p += LANES) {
+        vf w = exp2_of((load_f(scores + p) - now) * c); /* scores first: of large ones only the difference is exact */
+#if DOT
+        if (dot) { /* the sum is of what is multiplied with the values: the rounded weights */
+            __m256i rounded = (__m256i)_mm512_cvtneps_pbh((__m512)w);
+            _mm256_storeu_si256((void *)(weights + p / 2), rounded);
+            total += (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16);
+            continue;
+        }
+#endif
+        memcpy(weights + p, &w, sizeof w);
+        total += w;
+    }
+    const float scale = exp2_of(splat((before - now) * c))[0];
+    *largest = now;
+    *sum = *sum * scale + sum_of(total);
+    return scale;
+}
+
+/* The loop over tiles; dtype and dot are constants where it is called. */
+INLINE void NAME(attend)(const Call *call, const Item *item, const int dtype, const int dot) {
+    const Batch *batch = call->batch;
+    const int32_t *span = batch->spans + 4 * item->span;
+    const int head_dim = (int)batch->head_dim, rows = item->tokens * item->heads;
+    const int words = dot ? head_dim / 2 : head_dim;
+    uint32_t queries[ROWS * MAX_HEAD_DIM] __attribute__((aligned(64)));
+    uint32_t keys[TILE * MAX_HEAD_DIM] __attribute__((aligned(64)));
+    uint32_t values[TILE * MAX_HEAD_DIM] __attribute__((aligned(64)));
+    uint32_t weights[ROWS * TILE] __attribute__((aligned(64)));
+    float scores[ROWS * TILE] __attribute__((aligned(64)));
+    float sums[ROWS * MAX_HEAD_DIM] __attribute__((aligned(64)));
+    float largest[ROWS], total[ROWS], scale[ROWS];
+    Rows seen[2];
+
+    pack_queries(queries, call, item, span[ROW], head_dim, dtype, dot);
+    memset(sums, 0, sizeof(float) * rows * head_dim);
+    for (int r = 0; r < rows; r++) largest[r] = NOTHING_YET, total[r] = 0;
+    const float c = call->scale * LOG2_E;
+    const int begin = item->first / TILE * TILE;
+    find_rows(&seen[0], call, item, begin);
+    for (int tile = begin, turn = 0; tile < item->last; tile += TILE, turn ^= 1) {
+        const int here = item->last - tile < TILE ? item->last - tile : TILE;
+        const int count = (here + 15) / 16 * 16;
+        const Rows *now = &seen[turn], *next = &seen[turn ^ 1];
+        find_rows(&seen[turn ^ 1], call, item, tile + TILE);
+        pack_keys(keys, now->keys, next->keys, count, head_dim, dtype, dot);
+        product(queries, words, keys, TILE, scores, TILE, rows, count, words, NULL, dot);
+        for (int r = 0; r < rows; r++) {
+            const int position = span[START] + item->token + r / item->heads;
+            int from = item->first, to = position + 1;
+            if (call->window && position - (int)call->window + 1 > from) from = position - (int)call->window + 1;
+            if (to > item->last) to = item->last;
+            scale[r] = softmax_row(scores + r * TILE, weights + r * (dot ? TILE / 2 : TILE), count, from - tile,
+                                   to - tile, c, &largest[r], &total[r], dot);
+        }
+        pack_values(values, now->values, next->values, count, head_dim, dtype, dot);
+        product(weights, dot ? TILE / 2 : TILE, values, head_dim, sums, head_dim, rows, head_dim,
+                dot ? count / 2 : count, scale, dot);
+    }
+    finish(call, item, sums, largest, total);
+}
+
+/* Functions of their own: inlined into one, their arrays would add up on the stack. */
+static NOINLINE void NAME(attend_float32)(const Call *call, const Item *item) {
+    NAME(attend)(call, item, FLOAT32, 0);
+}
+static NOINLINE void NAME(attend_float16)(const Call *call, const Item *item) {
+    NAME(attend)(call, item, FLOAT16, 0);
+}
+static NOINLINE void NAME(attend_bfloat16)(const Call *call, const Item *item) {
+    NAME(attend)(call, item, BFLOAT16, 0);
+}
+#if DOT
+static NOINLINE void NAME(attend_pairs)(const Call *call, const Item *item) { NAME(attend)(call, item, BFLOAT16, 1); }
+#endif
+
+static void NAME(attend_item)(const Call *call, const Item *item) {
+    if (call->batch->dtype == FLOAT32)
+        NAME(attend_float32)(call, item);
+    else if (call->batch->dtype == FLOAT16)
+        NAME(attend_float16)(call, item);
+#if DOT
+    else if (call->batch->head_dim % 32 == 0) /* whole vectors of pairs */
+        NAME(attend_pairs)(call, item);
+#endif
+    else
+        NAME(attend_bfloat16)(call, item);
+}
+
+#undef vf
+#undef vi
+#undef vh
+#undef LOW
+#undef HIGH
+#undef MOST_VECTORS
+#undef load_f
+#undef splat
+#undef larger
+#undef largest_of
+#undef sum_of
+#undef exp2_of
+#undef load_as_float
+#undef transpose
+#undef pack_keys
+#undef pack_values
+#undef pack_queries
+#undef product_part
+#undef product_rows
+#undef product
+#undef softmax_row
+#undef NAME
+#undef LANES
+#undef DOT
