@@ -42,7 +42,8 @@ class Checkpoint:
                 self._files[name] = _open(directory / name)
                 for tensor in self._files[name].keys():  # noqa: SIM118  # safe_open is no mapping
                     self._file_of[tensor] = name
-            _check_index(directory, self._file_of)
+            if _SINGLE not in self._files:
+                _check_index(directory, self._file_of)
         except BaseException:
             self.close()
             raise
@@ -75,7 +76,7 @@ class Checkpoint:
         shapes, config = self.shapes(), self._directory / CONFIG
         missing = sorted(expected.keys() - shapes.keys())
         if missing:
-            place = self._directory / (_SINGLE if len(self._files) == 1 else _INDEX)
+            place = self._directory / (_SINGLE if _SINGLE in self._files else _INDEX)
             raise CheckpointError(f"{place} has no {_listed(missing)}, which {config} calls for")
         extra = shapes.keys() - expected.keys()
         extra -= ignored(extra)
@@ -119,14 +120,15 @@ class Checkpoint:
 
 
 def _file_names(directory: Path) -> list[str]:
+    """A single file goes before an index, as transformers has it."""
+    if os.path.lexists(directory / _SINGLE):
+        return [_SINGLE]
     if os.path.lexists(directory / _INDEX):
         names = sorted(set(_weight_map(directory).values()))
         for name in names:
             if Path(name).name != name or not os.path.lexists(directory / name):
                 raise CheckpointError(f"{directory / _INDEX} names {name!r}, and {directory} has no such file")
         return names
-    if os.path.lexists(directory / _SINGLE):
-        return [_SINGLE]
     pickles = sorted(path.name for path in directory.iterdir() if path.suffix in _PICKLES)
     if pickles:
         raise CheckpointError(
@@ -144,8 +146,6 @@ def _weight_map(directory: Path) -> dict[str, str]:
 
 
 def _check_index(directory: Path, file_of: Mapping[str, str]) -> None:
-    if not os.path.lexists(directory / _INDEX):
-        return
     for name, file in _weight_map(directory).items():
         if file_of.get(name) != file:
             raise CheckpointError(f"{directory / _INDEX} says that {name} is in {file}; it is not")
@@ -172,7 +172,7 @@ def _right_size(path: Path) -> int | None:
             header = json.loads(file.read(size)) if size < _MAX_HEADER_BYTES else {}
         header.pop("__metadata__", None)
         return 8 + size + max(int(tensor["data_offsets"][1]) for tensor in header.values())
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -25,6 +25,8 @@ from engine.progress import LoadProgress, Progress
 _FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_DTYPE_FIELDS = ("dtype", "torch_dtype")
+"""Of config.json: what the field is called now, and what it was called before."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,10 @@ def load_model(
     directory = model_directory(model, _FILES)
     raw = read_json(directory / CONFIG)
     try:
-        config, spec = _interpret(raw)
+        config, spec = _interpret(raw, dtype)
     except CheckpointError as error:
         raise CheckpointError(f"{directory / CONFIG}: {error.message}") from error
+    eos_token_ids = _eos_token_ids(directory, config)
     expected = expected_tensors(spec)
     with Checkpoint(directory) as checkpoint:
         checkpoint.check(expected, lambda names: ignored(names, spec))
@@ -98,30 +101,31 @@ def load_model(
         decoder=decoder,
         directory=directory,
         dtype=_DTYPE_NAMES[run_dtype],
-        eos_token_ids=_eos_token_ids(directory, config),
+        eos_token_ids=eos_token_ids,
         fingerprint=hashlib.sha256(b"baton.model.v1\n" + identity).digest()[:16],
     )
 
 
-def _interpret(raw: dict[str, Any]) -> tuple[Any, ModelSpec]:
-    """The config as transformers completes it, and our spec of it. Raises CheckpointError, naming the field."""
+def _interpret(raw: dict[str, Any], dtype: str) -> tuple[Any, ModelSpec]:
+    """The config as transformers completes it, and our spec of it. Raises CheckpointError, naming the field. Which
+    dtype the config names is of no matter unless `dtype` is auto."""
     architecture = architecture_of(raw)
     check_fields(raw, architecture)
-    if _named_dtype(raw) not in (None, *_DTYPES):
+    if dtype == "auto" and _named_dtype(raw) not in (None, *_DTYPES):
         raise CheckpointError(f"dtype is {_named_dtype(raw)!r}; {', '.join(_DTYPES)} are served")
     from transformers import CONFIG_MAPPING
 
     family = FAMILIES[architecture].name
     try:
         # The family's own class, not what model_type or auto_map say: nothing of the checkpoint picks code to run.
-        config = CONFIG_MAPPING[family].from_dict(raw)
+        config = CONFIG_MAPPING[family].from_dict({k: v for k, v in raw.items() if k not in _DTYPE_FIELDS})
     except Exception as error:  # whatever a field's wrong type or value makes transformers raise
         raise CheckpointError(f"this is no valid {family} config: {in_one_line(error)}") from error
     return config, model_spec(config, architecture)
 
 
 def _named_dtype(raw: dict[str, Any]) -> Any:
-    return raw.get("dtype") or raw.get("torch_dtype")
+    return next((raw[field] for field in _DTYPE_FIELDS if raw.get(field)), None)
 
 
 def _choose_dtype(wanted: str, raw: dict[str, Any], stored: torch.dtype) -> torch.dtype:

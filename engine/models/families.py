@@ -29,6 +29,7 @@ _SIZES = {
 """Fields of config.json that are sizes, and the most that they can sensibly be."""
 _DEFAULTED = ("num_key_value_heads", "head_dim", "max_position_embeddings")
 """Those that a config may leave to its family."""
+_TRAINED_LENGTH = "original_max_position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -175,12 +176,17 @@ def _rope_spec(config: Any) -> RopeSpec:
     if kind is RopeKind.LINEAR:
         return RopeSpec(theta, kind, factor=positive("factor"))
     if kind is RopeKind.LLAMA3:
+        low, high, length = (positive(f) for f in ("low_freq_factor", "high_freq_factor", _TRAINED_LENGTH))
+        if high <= low:
+            raise CheckpointError(f"high_freq_factor is {high:g}; it must be above low_freq_factor, which is {low:g}")
+        if not length.is_integer() or length > _MOST:
+            raise CheckpointError(f"{_TRAINED_LENGTH} is {length:g}; it must be a whole number from 1 to {_MOST}")
         return RopeSpec(
             theta,
             kind,
             factor=positive("factor"),
-            low_freq_factor=positive("low_freq_factor"),
-            high_freq_factor=positive("high_freq_factor"),
-            original_max_len=int(positive("original_max_position_embeddings")),
+            low_freq_factor=low,
+            high_freq_factor=high,
+            original_max_len=int(length),
         )
     return RopeSpec(theta)

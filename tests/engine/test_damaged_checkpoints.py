@@ -136,6 +136,17 @@ def test_a_size_that_cannot_be_is_refused(name: str, size: object, llama: Path) 
     refused(llama, f"config.json: {name} is {size!r}; it must be a whole number from 1 to ")
 
 
+LENGTH = "original_max_position_embeddings"
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    LENGTH: 64,
+}
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -161,6 +172,10 @@ def test_a_size_that_cannot_be_is_refused(name: str, size: object, llama: Path) 
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": "2"}}, ["factor is '2'", "positive"]),
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": -2}}, ["factor is -2", "positive"]),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, ["rope_theta is 0", "positive number"]),
+        ({"rope_parameters": LLAMA3 | {"high_freq_factor": 1}}, ["high_freq_factor is 1; it must be above", "is 1"]),
+        ({"rope_parameters": LLAMA3 | {"low_freq_factor": 8.0}}, ["high_freq_factor is 4; it must be above", "is 8"]),
+        ({"rope_parameters": LLAMA3 | {LENGTH: 0.5}}, [f"{LENGTH} is 0.5; it must be a whole number from 1"]),
+        ({"rope_parameters": LLAMA3 | {LENGTH: 1e300}}, [f"{LENGTH} is 1e+300; it must be a whole number from 1"]),
         (
             {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
             ["partial_rotary_factor is 0.5"],
@@ -182,6 +197,9 @@ def test_layers_that_are_not_served_are_refused(tmp_path: Path) -> None:
     refused(path, "config.json")
 
 
+ENDLESS = b'{"lm_head.weight": {"data_offsets": [0, 1e999]}}'
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -199,6 +217,7 @@ def test_layers_that_are_not_served_are_refused(tmp_path: Path) -> None:
         (header(0), ["cannot be read", "invalid JSON in header"]),
         (header(20, b"x" * 20 + bytes(100)), ["cannot be read", "invalid JSON in header"]),
         (header(2, b"[]"), ["cannot be read"]),
+        (header(len(ENDLESS), ENDLESS), ["cannot be read"]),
         (tensors(lambda t: t.update({"model.norm.weight": torch.ones(64).to(torch.int8)})), ["is stored as I8"]),
         (tensors(lambda t: t.update({"model.norm.weight": torch.ones(64).double()})), ["stored as F64", "F32, BF16"]),
         (tensors(lambda t: t.update({"model.norm.weight": torch.ones(63)})), ["shape [63]; it must be [64]"]),
@@ -234,6 +253,14 @@ def test_a_config_of_another_model_than_the_weights_is_named(
 ) -> None:
     edit_json(llama / CONFIG, **fields)
     refused(llama, str(llama / CONFIG), "model.safetensors", *words)
+
+
+def test_a_tensor_that_a_lone_shard_lacks_is_missed_in_the_index(llama: Path) -> None:
+    tensors(lambda t: t.pop("lm_head.weight"))(llama)
+    shard = "model-00001-of-00001.safetensors"
+    (llama / WEIGHTS).rename(llama / shard)
+    (llama / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(load_file(llama / shard), shard)}))
+    refused(llama, f"{llama / INDEX} has no lm_head.weight")
 
 
 def test_tensors_that_no_part_of_the_model_takes_are_named(llama: Path) -> None:
@@ -300,6 +327,12 @@ def test_damaged_shards_are_named(damage: Damage, words: list[str], shards: Path
 def test_a_damaged_generation_config_is_named(damage: Damage, words: list[str], llama: Path) -> None:
     damage(llama)
     refused(llama, *words)
+
+
+def test_a_damaged_generation_config_is_found_before_the_weights_are_read(llama: Path) -> None:
+    tensors(lambda t: t["model.norm.weight"].fill_(torch.nan))(llama)
+    write("generation_config.json", "{{{")(llama)
+    refused(llama, "generation_config.json cannot be read")
 
 
 def test_without_a_generation_config_the_config_names_the_end(llama: Path) -> None:

@@ -46,6 +46,11 @@ def test_shards_are_the_same_model(llama: Path, tmp_path: Path) -> None:
     assert Driver(shards).generate(prompt, 5) == Driver(whole).generate(prompt, 5)
 
 
+def test_a_single_file_goes_before_the_index_of_other_files(llama: Path) -> None:
+    (llama / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": "gone.safetensors"}}')
+    load_model(str(llama))
+
+
 def test_the_fingerprint_is_the_files_and_nothing_else(llama: Path, tmp_path: Path) -> None:
     script = f"from engine.loader import load_model; print(load_model({str(llama)!r}).fingerprint.hex())"
     elsewhere = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -75,6 +80,12 @@ def test_dtype_auto_is_the_checkpoints(stored: torch.dtype, tmp_path: Path) -> N
     edit_json(path / "config.json", torch_dtype="float16")
     assert load_model(str(path)).dtype == "float16"
     assert load_model(str(path), "float32").dtype == "float32"
+
+
+@pytest.mark.parametrize("named", ["float33", "float64", 16])
+def test_what_the_config_says_of_the_dtype_is_of_no_matter_where_one_is_asked_for(named: object, llama: Path) -> None:
+    edit_json(llama / "config.json", dtype=named)
+    assert load_model(str(llama), "bfloat16").dtype == "bfloat16"
 
 
 def test_unknown_dtype_is_refused(llama: Path) -> None:
