@@ -23,7 +23,7 @@ _MOST_WORDS = 300
 def model_directory(model: str, files: Sequence[str]) -> Path:
     """The directory of `model`; if that is a hub id, a snapshot with the files that match `files`. Raises
     CheckpointError."""
-    path = Path(os.path.expanduser(model))  # Path.expanduser raises where there is no such user
+    path = _path(model)
     try:
         if model:
             os.scandir(path).close()
@@ -44,16 +44,23 @@ def model_directory(model: str, files: Sequence[str]) -> Path:
     return _snapshot(model, files)
 
 
-def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    """The object in the file; with `optional`, an empty one where there is no file. Raises CheckpointError."""
+def local_directory(model: str) -> Path | None:
+    """The directory that `model` names, absolute and without links; None where it names none, as a hub id."""
+    path = _path(model)
+    return path.resolve() if model and os.path.isdir(path) else None
+
+
+def read_json(path: Path, right: str = "a JSON object", *, optional: bool = False) -> dict[str, Any]:
+    """The JSON object in the file; with `optional`, an empty one where there is no file. Raises CheckpointError, which
+    names `right` as what should be there."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         if optional and not os.path.lexists(path):
             return {}
-        raise unusable(path, "a JSON object", error) from None
+        raise unusable(path, right, error) from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds {json.dumps(value)[:40]}; expected is a JSON object")
+        raise CheckpointError(f"{path} holds {json.dumps(value)[:40]}; expected is {right}")
     return value
 
 
@@ -67,6 +74,10 @@ def in_one_line(error: BaseException) -> str:
     """What another library says of a failure, as a part of a line."""
     words = " ".join(str(error).split())[:_MOST_WORDS]
     return words if " " in words else f"{type(error).__name__} {words}".rstrip()
+
+
+def _path(model: str) -> Path:
+    return Path(os.path.expanduser(model))  # Path.expanduser raises where there is no such user
 
 
 def _in_its_place(path: Path) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from array import array
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -13,6 +12,7 @@ from baton.config import WorkerConfig
 from baton.errors import ConfigError
 from baton.layout import KVLayout
 from baton.metrics import EngineMetrics
+from baton.model_files import local_directory
 from engine.block_pool import BlockPool, Generations
 from engine.engine import Engine
 from engine.kv_cache import KVCache, choose_num_blocks
@@ -96,7 +96,7 @@ def build(config: WorkerConfig, model: LoadedModel, device: torch.device, metric
         vocab_size=model.spec.vocab_size,
         eos_token_ids=model.eos_token_ids,
         max_model_len=max_model_len,
-        source=str(Path(config.model.model).resolve()) if Path(config.model.model).is_dir() else config.model.model,
+        source=str(local_directory(config.model.model) or config.model.model),
     )
 
 

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import grpc
 import uvloop
@@ -25,6 +24,7 @@ from baton.config import WorkerConfig
 from baton.errors import BatonError, InternalError, PortInUse
 from baton.ids import WorkerId, new_incarnation
 from baton.metrics import EngineMetrics, Metrics, RequestMetrics, TransferMetrics, WorkerMetrics
+from baton.model_files import local_directory
 from baton.rpc import Health, bind, server_options
 from baton.v1 import inference_pb2, transfer_pb2, worker_pb2, worker_pb2_grpc
 from discovery import Redis, Registration, WorkerRecord, WorkerRole, connect
@@ -210,10 +210,8 @@ def _hello(record: WorkerRecord, built: Built) -> worker_pb2.Hello:
 
 def served_name(config: WorkerConfig) -> str:
     """As `--served-model-name` says; else a directory's last part, or the hub id."""
-    model = config.model.model
-    if config.model.served_model_name:
-        return config.model.served_model_name
-    return Path(model).resolve().name if os.path.isdir(model) else model
+    directory = local_directory(config.model.model)
+    return config.model.served_model_name or (directory.name if directory else config.model.model)
 
 
 def _serve_metrics(config: WorkerConfig, metrics: Metrics) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ _TOKENIZER = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
 _BESIDE = (_CONFIG, "special_tokens_map.json", "added_tokens.json")
 _TEMPLATE = "chat_template.jinja"
+_FAST = "a tokenizer in Hugging Face's fast format, as transformers' AutoTokenizer saves it (save_pretrained)"
 _FILES = ("tokenizer*", "*token*.json", "chat_template*", "config.json")
 
 
@@ -22,7 +24,7 @@ def fast_tokenizer(source: str) -> Any:
     from transformers import PreTrainedTokenizerFast  # here, so that importing router.text stays quick
 
     directory = model_directory(source, _FILES)
-    read_json(directory / _TOKENIZER)  # a damaged file is named before the loader reports it in its own words
+    read_json(directory / _TOKENIZER, _FAST)  # a damaged file is named before the loader reports it in its own words
     for name in _BESIDE:
         read_json(directory / name, optional=True)
     _check_template_file(directory / _TEMPLATE)
@@ -56,9 +58,9 @@ def _check_template_file(path: Path) -> None:
     """It is plain text, so anything would pass for a template."""
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return
     except (OSError, ValueError) as error:
+        if not os.path.lexists(path):
+            return
         raise unusable(path, "a chat template", error) from None
     if "{" not in text:
         raise unusable(path, "a chat template", ValueError("it shows no message of a conversation"))

@@ -39,7 +39,7 @@ def fields(name: str, **changed: object) -> Damage:
 DAMAGED_JSON = [
     ('{"cut off', "cannot be read"),
     (b"\x00\x01", "cannot be read"),
-    ("[]", "holds []; expected is a JSON object"),
+    ("[]", "holds []; expected is a "),
     ("", "is empty"),
     (GIT_LFS_POINTER, "is a git-lfs pointer"),
 ]
@@ -69,7 +69,8 @@ def test_what_is_json_but_no_tokenizer_is_named(damage: Damage, tmp_path: Path) 
 
 
 def test_a_directory_without_a_tokenizer_says_what_is_missing(tmp_path: Path) -> None:
-    refused(tmp_path, "tokenizer.json is missing")
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")  # which is not read
+    refused(tmp_path, "tokenizer.json is missing", "Hugging Face's fast format", "save_pretrained")
     (tmp_path / TOKENIZER).symlink_to("/blobs/5")
     refused(tmp_path, "tokenizer.json is a link to '/blobs/5', which does not exist")
 
@@ -106,6 +107,7 @@ def test_a_tokenizer_of_no_words_is_refused(tmp_path: Path) -> None:
         (write(TEMPLATE, ""), [TEMPLATE, "is empty"]),
         (write(TEMPLATE, GIT_LFS_POINTER), [TEMPLATE, "is a git-lfs pointer"]),
         (lambda d: (d / TEMPLATE).mkdir(), [TEMPLATE, "is a directory"]),
+        (lambda d: (d / TEMPLATE).symlink_to("/blobs/5"), [TEMPLATE, "is a link to '/blobs/5'"]),
     ],
 )
 def test_a_damaged_chat_template_is_named(damage: Damage, words: list[str], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from baton.config import CacheConfig, ModelConfig, SchedulerConfig, WorkerConfig
 from baton.metrics import EngineMetrics, Metrics
 from engine.pacing import Pacer
 from worker.build import Built, build, load
+from worker.server import served_name
 
 
 def built(model: Path, scheduler: SchedulerConfig) -> Built:
@@ -29,3 +30,22 @@ def test_the_objective_is_given_in_milliseconds_and_zero_is_none(
 ) -> None:
     pacer = built(checkpoint("llama"), SchedulerConfig(itl_objective_ms=flag)).engine.pacer
     assert (pacer.objective_seconds if isinstance(pacer, Pacer) else None) == seconds
+
+
+def test_a_model_in_a_home_is_served_by_its_directorys_name_and_found_by_the_router(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, name = checkpoint("llama").parent, checkpoint("llama").name
+    monkeypatch.setenv("HOME", str(home))
+    model = Path("~") / name
+    assert served_name(WorkerConfig(model=ModelConfig(model=str(model)))) == name
+    assert built(model, SchedulerConfig()).source == str((home / name).resolve())
+
+
+def test_a_model_is_served_by_the_name_it_is_given_else_by_its_own(tmp_path: Path) -> None:
+    for model, name in (
+        (ModelConfig(model="Qwen/Qwen3-0.6B"), "Qwen/Qwen3-0.6B"),
+        (ModelConfig(model=f"{tmp_path}/"), tmp_path.name),
+        (ModelConfig(model=str(tmp_path), served_model_name="mine"), "mine"),
+    ):
+        assert served_name(WorkerConfig(model=model)) == name
