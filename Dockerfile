@@ -13,6 +13,10 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
 RUN python -m venv /opt/baton
 ENV PATH=/opt/baton/bin:$PATH
 WORKDIR /src
+# Compiles the CPU's attention kernel; it stays behind in this stage.
+RUN apt-get update && \
+    apt-get install --yes --no-install-recommends gcc libc6-dev && \
+    rm -rf /var/lib/apt/lists/*
 # What changes seldom comes first: torch, then what the parts depend on, then Baton itself.
 COPY constraints.txt ./
 RUN pip install ${TORCH} --constraint constraints.txt && \
@@ -33,6 +37,7 @@ COPY router/ router/
 COPY demo_model/ demo_model/
 RUN pip install --no-build-isolation --no-deps . && \
     pip check && \
+    python -I -m engine.kernels.cpu.build && \
     baton --version && \
     python -I -c "from baton.model_in_the_box import DIRECTORY; open(DIRECTORY / 'config.json')"
 

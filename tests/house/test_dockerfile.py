@@ -87,6 +87,12 @@ def test_a_build_without_the_model_in_the_box_fails(stages: list[list[Instructio
     assert "from baton.model_in_the_box import DIRECTORY; open(DIRECTORY / 'config.json')" in install
 
 
+def test_the_image_brings_the_kernel_compiled(stages: list[list[Instruction]]) -> None:
+    compiler, install = (run for run in _all(stages[1], "RUN") if "gcc" in run or "--no-deps ." in run)
+    assert "apt-get install" in compiler
+    assert "python -I -m engine.kernels.cpu.build" in install, "else it would be compiled beside the sources here"
+
+
 def test_every_extra_that_a_part_needs_is_installed_as_pinned(stages: list[list[Instruction]]) -> None:
     runs = " ".join(_all(stages[1], "RUN"))
     for extra in ("router", "worker", "client"):
