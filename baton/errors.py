@@ -2,7 +2,8 @@
 
 BatonError
 ├── InvalidRequest          the request itself is wrong, and will be wrong everywhere
-│   └── MessageTooLarge
+│   ├── MessageTooLarge
+│   └── PromptTooLong       for the model, or for every worker's memory
 ├── ModelNotFound
 ├── Overloaded              refused now, welcome later
 ├── DeadlineExceeded
@@ -54,6 +55,10 @@ class InvalidRequest(BatonError):
 class MessageTooLarge(InvalidRequest):
     grpc_status = grpc.StatusCode.RESOURCE_EXHAUSTED
     http_status = 413
+
+
+class PromptTooLong(InvalidRequest):
+    grpc_status = grpc.StatusCode.OUT_OF_RANGE
 
 
 class ModelNotFound(BatonError):

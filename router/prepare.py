@@ -10,7 +10,7 @@ import asyncio
 import secrets
 from dataclasses import dataclass
 
-from baton.errors import InvalidRequest, ModelNotFound
+from baton.errors import InvalidRequest, ModelNotFound, PromptTooLong
 from baton.hashing import block_hashes, root_hash
 from baton.ids import BlockHash
 from baton.sampling import SamplingParams
@@ -116,7 +116,7 @@ async def _prompt_ids(spec: GenerateSpec, model: ModelInfo, tokenizer: Tokenizer
 def check_length(length: int, max_model_len: int, of: str = "tokens") -> None:
     """`of`: what was counted; a message is a token at the least."""
     if length >= max_model_len:
-        raise InvalidRequest(
+        raise PromptTooLong(
             f"prompt has {length} {of}; the model takes {max_model_len} tokens of prompt and answer "
             f"together, so a prompt of at most {max_model_len - 1}",
             param="prompt",

@@ -16,7 +16,7 @@ from random import random
 
 from baton.clock import Clock
 from baton.config import RoutingConfig
-from baton.errors import BatonError, DeadlineExceeded, InvalidRequest, Unavailable
+from baton.errors import BatonError, DeadlineExceeded, PromptTooLong, Unavailable
 from baton.metrics import RequestMetrics, RouterMetrics
 from router.account import Account
 from router.answer import Answer
@@ -206,7 +206,7 @@ class Stream:
         length = len(self._request.prompt_ids) + len(self._log)
         limit = self._workers.max_prompt_len()
         if 0 < limit < length and number == 1:
-            raise InvalidRequest(
+            raise PromptTooLong(
                 f"prompt has {length} tokens; the KV pool of the largest worker holds a prompt of at most {limit}",
                 param="prompt",
             )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from baton.client import Answer, Message
-from baton.errors import BatonError, InvalidRequest
+from baton.errors import BatonError, InvalidRequest, PromptTooLong
 
 Ask = Callable[[Sequence[Message], Callable[[str], None]], Answer]
 """Asks with a conversation and hands on the answer's text as it comes. Raises BatonError; KeyboardInterrupt where the
@@ -131,7 +131,7 @@ class Chat:
 
 def advice(error: BatonError, remembers: bool) -> str:
     """What went wrong, and what to do about it; `remembers`: whether there is a conversation to forget."""
-    if isinstance(error, InvalidRequest) and error.param == "prompt":
+    if isinstance(error, PromptTooLong):
         if remembers:
             return f"The conversation has grown too long for the model. /reset forgets it; then ask again. ({error})"
         return f"That is too long for the model; say it in fewer words. ({error})"

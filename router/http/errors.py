@@ -17,6 +17,7 @@ from baton.errors import (
     MessageTooLarge,
     ModelNotFound,
     Overloaded,
+    PromptTooLong,
     RequestCancelled,
     Unavailable,
 )
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 _CODES: tuple[tuple[type[BatonError], str], ...] = (
     (ModelNotFound, "model_not_found"),
     (MessageTooLarge, "message_too_large"),
+    (PromptTooLong, "context_length_exceeded"),
     (Overloaded, "overloaded"),
     (DeadlineExceeded, "deadline_exceeded"),
     (RequestCancelled, "cancelled"),

@@ -15,7 +15,7 @@ from typing import Any, NotRequired, TypedDict, TypeVar
 import jinja2
 from tokenizers import Tokenizer as Backend
 
-from baton.errors import InvalidRequest
+from baton.errors import InvalidRequest, PromptTooLong
 from router.text.length_bound import max_characters_per_token
 from router.text.pieces import PieceTable, piece_table
 from router.text.source import fast_tokenizer
@@ -75,12 +75,12 @@ class Tokenizer:
     ) -> tuple[int, ...]:
         """Token ids of `text`; with `add_special_tokens` those that the tokenizer puts around a text, too.
 
-        `max_tokens`: a text so long that it must be more tokens than this is refused with InvalidRequest before any
+        `max_tokens`: a text so long that it must be more tokens than this is refused with PromptTooLong before any
         work is done. A text that is not refused may still be longer.
         """
         bound = self._characters_per_token
         if max_tokens is not None and bound is not None and len(text) > max_tokens * bound:
-            raise InvalidRequest(
+            raise PromptTooLong(
                 f"prompt has {len(text)} characters, which is more than {max_tokens} tokens; "
                 f"prompt and answer together must fit {max_tokens} tokens",
                 param="prompt",

@@ -43,6 +43,7 @@ def test_every_error_says_what_a_client_sees_of_it(cls: type[BatonError]) -> Non
 def test_both_doors_agree_on_whose_fault_it_is(cls: type[BatonError]) -> None:
     clients_fault = {
         grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.OUT_OF_RANGE,
         grpc.StatusCode.NOT_FOUND,
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         grpc.StatusCode.CANCELLED,

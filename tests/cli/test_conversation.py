@@ -9,10 +9,11 @@ import pytest
 
 from baton.cli.conversation import HELP, Chat
 from baton.client import Answer, Message
-from baton.errors import BatonError, InvalidRequest, Unavailable
+from baton.errors import BatonError, InvalidRequest, PromptTooLong, Unavailable
 
 MAX_TOKENS = 20
-TOO_LONG = InvalidRequest("prompt has 700 tokens; the model takes 512", param="prompt")
+TOO_LONG = PromptTooLong("prompt has 700 tokens; the model takes 512", param="prompt")
+NO_TOKEN = InvalidRequest("prompt has token id 512; token ids must be between 0 and 511", param="prompt")
 GONE = Unavailable("the router at x went away")
 
 
@@ -146,6 +147,12 @@ def test_a_first_question_that_is_too_long_is_not_told_to_reset() -> None:
     script.take("x" * 700)
     assert "fewer words" in script.notes[0]
     assert "/reset" not in script.notes[0]
+
+
+def test_a_prompt_that_is_wrong_in_another_way_is_not_told_to_be_shorter() -> None:
+    script = Script(["a"], [NO_TOKEN])
+    script.take("1", "2")
+    assert script.notes == [NO_TOKEN.message]
 
 
 @pytest.mark.parametrize("before", [[], ["Once upon "]])

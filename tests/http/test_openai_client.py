@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import openai
 import pytest
 
-from baton.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, Overloaded, WorkerLost
+from baton.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, Overloaded, PromptTooLong, WorkerLost
 from router.request import FinishReason
 from tests.http.conftest import Served
 from tests.http.fake_core import MODEL, answer, shown
@@ -121,6 +121,7 @@ async def test_characters_of_any_script_arrive_whole(served: Served) -> None:
     [
         (InvalidRequest("prompt is empty", param="prompt"), openai.BadRequestError, None),
         (ModelNotFound("no such model", param="model"), openai.NotFoundError, "model_not_found"),
+        (PromptTooLong("600 tokens", param="prompt"), openai.BadRequestError, "context_length_exceeded"),
         (Overloaded("4096 requests are open"), openai.RateLimitError, "overloaded"),
         (WorkerLost("decode-1 is gone"), openai.InternalServerError, "unavailable"),
         (DeadlineExceeded("600 s are over"), openai.InternalServerError, "deadline_exceeded"),

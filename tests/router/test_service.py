@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from baton.client import Client, Message
 from baton.config import RouterConfig, RoutingConfig
-from baton.errors import CheckpointError, InvalidRequest, PortInUse
+from baton.errors import CheckpointError, InvalidRequest, PortInUse, PromptTooLong
 from baton.rpc import LIVENESS
 from baton.sampling import SamplingParams
 from baton.v1 import inference_pb2, inference_pb2_grpc
@@ -115,23 +115,32 @@ async def test_messages_become_the_prompt_that_the_http_door_makes_of_them() -> 
     assert len(worker.submits) == 3
 
 
+INVALID, TOO_LONG = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE
+
+
 @pytest.mark.parametrize(
-    ("said", "says"),
+    ("said", "status", "says"),
     [
-        ([], "messages is empty; it must have at least one message"),
-        ([("user", "hi"), ("robot", "hi")], 'messages[1].role is the string "robot"; it must be one of system, devel'),
-        ([("", "hi")], 'messages[0].role is the string ""'),
-        ([("x" * 5000, "hi")], "it must be one of"),
-        ([("user", "no")], "the model's chat template does not take these messages: not that"),
-        ([("user", "")] * 512, "prompt has 512 messages; the model takes 512 tokens"),
-        ([("user", "x" * 600)], "tokens; the model takes 512 tokens of prompt and answer together"),
+        ([], INVALID, "messages is empty; it must have at least one message"),
+        (
+            [("user", "hi"), ("robot", "hi")],
+            INVALID,
+            'messages[1].role is the string "robot"; it must be one of system, devel',
+        ),
+        ([("", "hi")], INVALID, 'messages[0].role is the string ""'),
+        ([("x" * 5000, "hi")], INVALID, "it must be one of"),
+        ([("user", "no")], INVALID, "the model's chat template does not take these messages: not that"),
+        ([("user", "")] * 512, TOO_LONG, "prompt has 512 messages; the model takes 512 tokens"),
+        ([("user", "x" * 600)], TOO_LONG, "tokens; the model takes 512 tokens of prompt and answer together"),
     ],
 )
-async def test_messages_that_cannot_be_taken_say_which_and_why(said: list[tuple[str, str]], says: str) -> None:
+async def test_messages_that_cannot_be_taken_say_which_and_why(
+    said: list[tuple[str, str]], status: grpc.StatusCode, says: str
+) -> None:
     async with open_door(unified(), load_tokenizer=chatty) as door:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await door.generate(text=None, messages=conversation(*said))
-        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert refused.value.code() is status
         assert says in refused.value.details()
         assert (await door.generate())[-1].finished.usage.completion_tokens == 8
 
@@ -144,10 +153,13 @@ async def test_a_model_without_chat_template_says_what_else_can_be_sent() -> Non
 
 async def test_the_client_is_told_which_field_is_wrong() -> None:
     async with open_door(unified()) as door, Client(door.server.grpc_address) as client:
-        for prompt, options, param in (("x" * 600, {}, "prompt"), ("x", {"stop": [""]}, "stop")):
+        for prompt, options, kind, param in (
+            ("x" * 600, {}, PromptTooLong, "prompt"),
+            ("x", {"stop": [""]}, InvalidRequest, "stop"),
+        ):
             with pytest.raises(InvalidRequest) as refused:
                 await client.answer(prompt, **options)
-            assert refused.value.param == param
+            assert (type(refused.value), refused.value.param) == (kind, param)
 
 
 def conversation(*said: tuple[str, str]) -> inference_pb2.Messages:
@@ -158,8 +170,11 @@ def conversation(*said: tuple[str, str]) -> inference_pb2.Messages:
 @pytest.mark.parametrize(
     ("fields", "status", "says"),
     [
-        ({"text": ""}, grpc.StatusCode.INVALID_ARGUMENT, "prompt is empty"),
-        ({"text": None}, grpc.StatusCode.INVALID_ARGUMENT, "prompt is empty"),
+        ({"text": ""}, INVALID, "prompt is empty"),
+        ({"text": "x" * 600}, TOO_LONG, "prompt has 600 tokens; the model takes 512"),
+        ({"text": "x" * 9000}, TOO_LONG, "prompt has 9000 characters, which is more than 512"),
+        ({"text": "x" * 401}, TOO_LONG, "a prompt of at most 400"),
+        ({"text": None}, INVALID, "prompt is empty"),
         ({"model": "huge"}, grpc.StatusCode.NOT_FOUND, "the served model is 'tiny'"),
         ({"model": "größe" * 1000}, grpc.StatusCode.NOT_FOUND, "größe"),
         (
