@@ -21,15 +21,15 @@ del _CONTROL[ord("\n")], _CONTROL[ord("\t")]
 
 def main(argv: Sequence[str]) -> int:
     config = parse(ChatConfig, argv, prog="baton chat")
-    with asyncio.Runner() as runner, Router(config, runner) as router:
+    with asyncio.Runner() as runner, BlockingClient(config, runner) as client:
         if sys.stdin.isatty() and sys.stdout.isatty():
-            _converse(config, router)
+            _converse(config, client)
         else:
-            _work_off(config, router)
+            _work_off(config, client)
     return 0
 
 
-class Router:
+class BlockingClient:
     """Asks from outside of the event loop, which runs only while an answer comes: Ctrl-C cancels the answer then, and
     at the prompt it interrupts the reading of a line."""
 
@@ -41,7 +41,7 @@ class Router:
         )
         self._sampling.check(vocab_size=0)  # it names no token
 
-    def __enter__(self) -> Router:
+    def __enter__(self) -> BlockingClient:
         self._client = self._runner.run(self._connect())
         return self
 
@@ -62,8 +62,8 @@ class Router:
         return Client(self._config.target)
 
 
-class Screen:
-    """Answers to stdout, all else to stderr, dim where that is a terminal."""
+class StandardStreams:
+    """A Screen: answers to stdout, all else to stderr, dim where that is a terminal."""
 
     def __init__(self) -> None:
         self._harmless = sys.stdout.isatty()
@@ -79,29 +79,37 @@ class Screen:
         print(self._dim.format(text), file=sys.stderr, flush=True)
 
 
-def _converse(config: ChatConfig, router: Router) -> None:
+def _converse(config: ChatConfig, client: BlockingClient) -> None:
     with suppress(ImportError):  # line editing, where Python has it
         import readline  # noqa: F401
-    screen = Screen()
-    screen.note(f"{router.served()} at {config.target}. /help lists commands, Ctrl-D leaves.")
+    screen = StandardStreams()
+    screen.note(f"{client.served()} at {config.target}. /help lists commands, Ctrl-D leaves.")
     stats = sys.stderr.isatty()
-    chat = Chat(router.ask, screen, max_tokens=config.max_tokens, system=config.system, stats=stats)
-    going_on = True
+    chat = Chat(client.ask, screen, max_tokens=config.max_tokens, system=config.system, stats=stats)
+    going_on, leaving = True, False
     while going_on:
         try:
             line = input(_PROMPT)
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             print()
             return
+        except KeyboardInterrupt:  # perhaps meant for an answer that had just ended: one alone loses no conversation
+            print()
+            if leaving:
+                return
+            leaving = True
+            screen.note("Ctrl-C again leaves.")
+            continue
         except UnicodeDecodeError:
             screen.note("That line is not UTF-8, and was not sent.")
             continue
+        leaving = False
         with suppress(KeyboardInterrupt):  # meant for an answer that had just ended
             going_on = chat.take(line)
 
 
-def _work_off(config: ChatConfig, router: Router) -> None:
-    chat = Chat(router.ask, Screen(), max_tokens=config.max_tokens, system=config.system, patient=False)
+def _work_off(config: ChatConfig, client: BlockingClient) -> None:
+    chat = Chat(client.ask, StandardStreams(), max_tokens=config.max_tokens, system=config.system, patient=False)
     for line in _lines():
         if not chat.take(line):
             return

@@ -22,8 +22,9 @@ HELP = """\
 /system TEXT   what the model is told before the conversation; without TEXT, nothing
 /stats         show or hide the line of figures behind an answer
 /help          this list
-/exit          leave; so do Ctrl-D and, where no answer is coming, Ctrl-C
-Ctrl-C breaks off an answer that is coming. A line that begins with a space is sent as it is, with / and all."""
+/exit          leave; so do Ctrl-D and, where no answer is coming, Ctrl-C twice
+Ctrl-C breaks off an answer that is coming, or drops the line that is being typed. A line that begins with a space is
+sent as it is, with / and all."""
 
 
 class Screen(Protocol):

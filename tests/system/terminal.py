@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import os
 import pty
 import sys
@@ -25,6 +26,8 @@ class Terminal:
         """All of it, so far."""
         self._seen = 0
         self._descriptor = descriptor
+        self._text = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a read may end in the midst of a character
         self._changed = asyncio.Event()
         asyncio.get_running_loop().add_reader(descriptor, self._read)
 
@@ -60,7 +63,8 @@ class Terminal:
             data = b""
         if not data:
             asyncio.get_running_loop().remove_reader(self._descriptor)
-        self.shown += data.decode(errors="replace").replace("\r\n", "\n")
+        self._text += self._decoder.decode(data, final=not data)
+        self.shown = self._text.replace("\r\n", "\n")
         self._changed.set()
 
 
