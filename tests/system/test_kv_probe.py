@@ -26,7 +26,7 @@ def asked() -> list[Recall]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
     log = tmp_path_factory.mktemp("probe") / "log"
-    flags = [f"--block-size={BLOCK_SIZE}"]
+    flags = [f"--block-size={BLOCK_SIZE}", "--dtype=float32"]
     async with system(model_in_the_box.DIRECTORY, log, *flags, command="tests.system.corrupting") as started:
         yield started
 
