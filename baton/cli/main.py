@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -52,6 +53,12 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
 }
 
 
+def print_any_text() -> None:
+    """What stdout's encoding has no way to write becomes `?`: an answer may be in any script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # whoever calls us may have put something else there
+        sys.stdout.reconfigure(errors="replace")
+
+
 def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  baton {name:<{width}}  {what}" for name, (what, _) in COMMANDS.items()]
@@ -61,6 +68,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    print_any_text()
     arguments = sys.argv[1:] if argv is None else list(argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
