@@ -35,6 +35,7 @@ COPY prefill_worker/ prefill_worker/
 COPY decode_worker/ decode_worker/
 COPY router/ router/
 COPY demo_model/ demo_model/
+COPY bench/ bench/
 RUN pip install --no-build-isolation --no-deps . && \
     pip check && \
     python -I -m engine.kernels.cpu.build && \

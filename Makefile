@@ -31,9 +31,11 @@ soak: setup ## the long fault schedules
 	@echo "soak: pytest -m soak"
 	@$(BIN)/python -m pytest -m soak $(ARGS)
 
-bench: setup ## the engine alone on workload W1
-	@echo "bench: engine_w1"
-	@$(BIN)/python bench/engine_w1.py $(ARGS)
+bench: setup ## the engine alone, beside the limits of this machine; results in build/bench
+	@echo "bench: a model of half a billion random weights"
+	@$(BIN)/python -m bench.models build/half-billion
+	@echo "bench: baton bench engine"
+	@$(BIN)/baton bench engine --model=build/half-billion --max-num-seqs=32 --out=build/bench $(ARGS)
 
 lint: setup ## ruff, mypy, proto rules, import rule
 	@echo "lint: ruff check"

@@ -1,7 +1,8 @@
 """Makes command lines from frozen dataclasses: one field, one flag, one variable in the environment.
 
-The field `max_model_len` becomes `--max-model-len` and can come from `BATON_MAX_MODEL_LEN`. No other file reads the
-environment.
+The field `max_model_len` becomes `--max-model-len` and can come from `BATON_MAX_MODEL_LEN`. A field of type
+`tuple[str, ...]` is a flag that may be given several times; in the environment its values have commas between. No other
+file reads the environment.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from baton.errors import ConfigError
 
@@ -75,9 +76,11 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, environ: Mapping[str,
             action |= {"nargs": "?", "metavar": flag.name.upper()}
         elif flag.type is bool:
             action["action"] = argparse.BooleanOptionalAction
+        elif flag.type is tuple:
+            action |= {"action": "append", "metavar": "VALUE"}
         else:
             action |= {"metavar": "|".join(flag.choices) if flag.choices else _METAVARS[flag.type]}
-        shown = "" if flag.default in ("", None) else f" (default: {flag.default})"
+        shown = "" if flag.default in ("", None, ()) else f" (default: {flag.default})"
         name = flag.name if flag.positional else flag.option
         parser.add_argument(name, help=f"{flag.help}{shown}".replace("%", "%%"), **action)
     given = vars(parser.parse_args(list(argv)))
@@ -100,6 +103,8 @@ def to_argv(config: Any) -> list[str]:
             argv += to_argv(value)
         elif isinstance(value, bool):
             argv.append(option if value else f"--no-{option[2:]}")
+        elif isinstance(value, tuple):
+            argv += [f"{option}={each}" for each in value]
         elif value is not None:
             argv.append(f"{option}={value}")
     return argv
@@ -123,6 +128,7 @@ def _flags(cls: type[Any]) -> list[_Flag]:
         else:
             if isinstance(kind, UnionType):  # `int | None`: absent is a value of its own
                 kind = next(arg for arg in get_args(kind) if arg is not type(None))
+            kind = get_origin(kind) or kind
             flags.append(_Flag(name=f.name, type=kind, default=f.default, **f.metadata))
     return flags
 
@@ -133,6 +139,9 @@ def _convert(flag: _Flag, raw: Any, source: str) -> Any:
         if raw.lower() not in words:
             raise ConfigError(f"{source} is {raw!r}; it must be true or false")
         return words[raw.lower()]
+    if flag.type is tuple:
+        values = raw.split(",") if isinstance(raw, str) else raw
+        return tuple(_convert(replace(flag, type=str), each, source) for each in values)
     try:
         value = flag.type(raw)
     except ValueError:

@@ -35,6 +35,12 @@ def _status(argv: Sequence[str]) -> int:
     return status.main(argv)
 
 
+def _bench(argv: Sequence[str]) -> int:
+    from baton.cli import bench
+
+    return bench.main(argv)
+
+
 def _part(module: str) -> Callable[[Sequence[str]], int]:
     def run(argv: Sequence[str]) -> int:
         os.execv(sys.executable, [sys.executable, "-m", module, *argv])
@@ -50,6 +56,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "router": ("run the router", _part("router")),
     "prefill": ("run a prefill worker", _part("prefill_worker")),
     "decode": ("run a decode worker", _part("decode_worker")),
+    "bench": ("measure the engine, or servers under load", _bench),
 }
 
 
