@@ -10,19 +10,21 @@ import asyncio
 import random
 import sys
 from collections.abc import Sequence
+from http.client import HTTPException
 from urllib.request import urlopen
 
 from baton.cli.conversation import figures
 from baton.cli.generate import summary
+from baton.cli.main import print_any_text
 from baton.cli.status import table
 from baton.client import Answer, Client, Message
-from baton.errors import BatonError
+from baton.errors import BatonError, Unavailable
 from baton.sampling import SamplingParams
 from demo_model.system import system
 from demo_model.tasks import Fact, filler
 
 _FACTS = (
-    Fact("blue", "door", "4172"),  # the one that is asked for; training never saw a blue door
+    Fact("blue", "door", "4172"),  # the one that is asked for; training never told a code of a blue door
     Fact("red", "lamp", "9031"),
     Fact("green", "boat", "2750"),
     Fact("silver", "bell", "6648"),
@@ -38,42 +40,51 @@ _GREEDY = SamplingParams(max_tokens=256)
 
 
 def main(argv: Sequence[str]) -> int:
+    """0 if the answers were what they must be, else 1."""
+    print_any_text()
     try:
-        asyncio.run(_demo(argv))
+        right = asyncio.run(_demo(argv))
     except BatonError as error:
         print(f"demo: {error.message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+    if not right:
+        print("demo: not every answer was what it must be; see above", file=sys.stderr)
+        return 1
+    print("\nNext: `.venv/bin/baton up` in one terminal, `.venv/bin/baton chat` in another.")
     return 0
 
 
-async def _demo(argv: Sequence[str]) -> None:
+async def _demo(argv: Sequence[str]) -> bool:
     print(f"demo: {' '.join(('baton up', *argv))}", flush=True)
     async with system(["--log-level=warning", *argv]) as client:
-        await _show(client)
-    print("\nNext: `.venv/bin/baton up` in one terminal, `.venv/bin/baton chat` in another.")
+        return await _show(client)
 
 
-async def _show(client: Client) -> None:
+async def _show(client: Client) -> bool:
+    """Whether the code was right, and the second answer the first."""
     status = await client.status()
     print(f"\n{table(status)}\n")
     print("Four codes among other text, and one that is asked for. A damaged KV cache would show as a wrong code.\n")
     prompt, shown = recall_prompt(random.Random(0))
     first = await _ask(client, prompt, shown)
-    if first.text != _FACTS[0].code:
+    right = first.text == _FACTS[0].code
+    if not right:
         print(f"That is wrong: it is {_FACTS[0].code}.")
     print(f"\n{summary(first)}\n")
     for question in _OTHERS:
         print(f"{figures(await _ask(client, question))}\n")
     print("The first question again, whose blocks are in the prefix cache by now.\n")
     again = await _ask(client, prompt, shown)
-    same = "the same tokens" if again.token_ids == first.token_ids else "OTHER TOKENS"
+    same = again.token_ids == first.token_ids
+    tokens = "the same tokens" if same else "OTHER TOKENS"
     cached, length = again.usage["cached_tokens"], again.usage["prompt_tokens"]
-    print(f"\n{summary(again)}\n\n{cached} of {length} prompt tokens were cached, and the answer has {same}.")
+    print(f"\n{summary(again)}\n\n{cached} of {length} prompt tokens were cached, and the answer has {tokens}.")
     for worker in sorted(status.workers, key=lambda w: w.id):
         blocks = await asyncio.to_thread(_blocks, worker.metrics)
         print(f"blocks   {worker.id}: {', '.join(f'{count} {state}' for state, count in blocks.items())}")
+    return right and same
 
 
 def recall_prompt(rng: random.Random) -> tuple[str, str]:
@@ -94,9 +105,13 @@ async def _ask(client: Client, prompt: str, shown: str = "") -> Answer:
 
 
 def _blocks(metrics: str) -> dict[str, int]:
-    """KV blocks by state, from a worker's metrics; states without blocks left out."""
-    with urlopen(f"http://{metrics}/metrics", timeout=5) as response:
-        lines = response.read().decode().splitlines()
+    """KV blocks by state, from a worker's metrics; states without blocks left out. Raises Unavailable."""
+    url = f"http://{metrics}/metrics"
+    try:
+        with urlopen(url, timeout=5) as response:
+            lines = response.read().decode().splitlines()
+    except (OSError, HTTPException) as error:
+        raise Unavailable(f"{url} gave no metrics: {error}") from None
     found = {}
     for line in lines:
         if line.startswith("baton_kv_blocks{"):

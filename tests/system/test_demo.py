@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
-from baton.model_in_the_box import DIRECTORY, SERVED_NAME
-from tests.system.harness import ROOT, run_cli, system
+from baton.model_in_the_box import SERVED_NAME
+from tests.system.harness import ROOT, children, run_cli, system
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (DIRECTORY / "config.json").is_file(), reason="there is no model in the box yet"),
-]
+pytestmark = pytest.mark.slow
 
 
 async def test_the_demo_gives_right_answers_and_shows_who_did_what() -> None:
@@ -22,7 +21,14 @@ async def test_the_demo_gives_right_answers_and_shows_who_did_what() -> None:
         sys.executable, "-m", "demo_model.demo",
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=ROOT,
     )  # fmt: skip
-    out, err = (text.decode() for text in await asyncio.wait_for(process.communicate(), 120))
+    try:
+        out, err = (text.decode() for text in await asyncio.wait_for(process.communicate(), 120))
+    finally:
+        if process.returncode is None:
+            for up in children(process.pid):  # which would outlive the demo
+                os.kill(up, signal.SIGTERM)
+            process.kill()
+            await process.wait()
     assert process.returncode == 0, err
     assert out.count("What is the code of the blue door?\n4172\n") == 2
     assert "That is wrong" not in out
@@ -30,7 +36,7 @@ async def test_the_demo_gives_right_answers_and_shows_who_did_what() -> None:
     assert '{"name": "Anna", "age": 34, "likes": "cherries"}' in out
     assert "handoff  " in out
     assert "the answer has the same tokens" in out
-    assert "cached" in out.split("blocks   decode-0: ")[1]
+    assert "cached" in out.split("blocks   decode-0: ")[1].splitlines()[0]
     assert "baton chat" in out.splitlines()[-1]
 
 
