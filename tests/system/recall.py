@@ -3,7 +3,6 @@ that it asks for, so this sees what a test of "some tokens came" does not."""
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +13,13 @@ from transformers import PreTrainedTokenizerFast
 
 from baton import model_in_the_box
 from baton.client import Answer
-from baton.sampling import SamplingParams
+from demo_model.asking import ask
 from demo_model.evaluate import Question, prompt_ids, questions
 from tests.system.corrupting import Damage
 from tests.system.harness import System
 
 _MAX_TOKENS = 16
+_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -73,21 +73,12 @@ async def recall(
 ) -> Recalled:
     """Asks all, each as if nobody had asked it before. `damage`, of a system of tests/system/corrupting.py alone, says
     what to do to a question's blocks."""
-    free = asyncio.Semaphore(at_once)
+    names = [uuid4().hex if damage is None else damage(one).request_id(uuid4().hex) for one in asked]
+    prompts = [one.token_ids for one in asked]
     async with running.client() as client:
-
-        async def ask(one: Recall) -> Answer:
-            name = uuid4().hex if damage is None else damage(one).request_id(uuid4().hex)
-            async with free:
-                return await client.answer(
-                    one.token_ids,
-                    SamplingParams(max_tokens=_MAX_TOKENS),
-                    request_id=name,
-                    cache_salt=name.encode(),
-                    timeout=120,
-                )
-
-        answers = list(await asyncio.gather(*map(ask, asked)))
+        answers = await ask(
+            client, prompts, max_tokens=_MAX_TOKENS, at_once=at_once, request_ids=names, timeout=_SECONDS
+        )
     wrong = [
         f"{answer.text!r} ({answer.finish_reason}) for {one.question.answer!r}"
         for one, answer in zip(asked, answers, strict=True)
