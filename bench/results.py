@@ -55,6 +55,8 @@ def write(directory: Path, name: str, content: dict[str, Any], figures: Sequence
 def commit() -> str | None:
     """Of the source tree that this runs from, with a plus where that has been changed since; None outside of one."""
     root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():  # installed; what lies around it is somebody else's
+        return None
     try:
         head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         changed = subprocess.run(["git", "-C", root, "status", "--porcelain", "-uno"], capture_output=True, text=True)
