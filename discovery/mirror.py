@@ -28,7 +28,7 @@ class Batch:
 class BlockMirror:
     def __init__(self, max_blocks: int) -> None:
         self._max_blocks = max_blocks
-        self._held: dict[bytes, int] = {}  # name -> when it came; in this order, so parents before children
+        self._held: dict[bytes, int] = {}  # name -> when it was first told of; parents stand before their children
         self._add: dict[bytes, None] = {}
         self._remove: dict[bytes, int] = {}
         self._next = 0
@@ -53,10 +53,12 @@ class BlockMirror:
             if len(self._held) >= self._max_blocks:
                 self.dropped += 1
                 continue
-            self._held[name] = self._next
-            self._next += 1
-            if self._remove.pop(name, None) is None:
+            came = self._remove.pop(name, None)
+            if came is None:
                 self._add[name] = None
+                came, self._next = self._next, self._next + 1
+            # Else it is published still, and so may its children be: it keeps its place before them.
+            self._held[name] = came
 
     def evicted(self, hashes: Iterable[BlockHash]) -> None:
         """Blocks that are held no more."""

@@ -12,9 +12,9 @@ from baton import model_in_the_box
 from demo_model.evaluate import BARS, DISTANCES, Question, prompt_ids, questions
 
 MODEL = model_in_the_box.DIRECTORY
-COUNT = 50
-LEEWAY = 0.08
-"""Of so few questions one or two may be wrong. The whole evaluation's result is in the model card."""
+COUNT = 25
+LEEWAY = 0.1
+"""Of so few questions two may be wrong. The whole evaluation's result is in the model card."""
 
 
 @pytest.fixture(scope="module")

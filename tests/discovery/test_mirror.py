@@ -99,6 +99,16 @@ def test_eviction_is_told_leaf_first_even_if_reported_root_first() -> None:
     assert mirror.take(2).remove == [block_name(block(3)), block_name(block(2))]
 
 
+def test_a_block_that_came_back_is_still_told_after_its_children_when_it_goes() -> None:
+    mirror = BlockMirror(max_blocks=10)
+    mirror.stored(blocks(3))
+    mirror.take(10)
+    mirror.evicted([block(2), block(1)])
+    mirror.stored([block(1)])
+    mirror.evicted([block(1)])
+    assert mirror.take(1).remove == [block_name(block(2))]
+
+
 def test_memory_is_bounded_and_overflow_counted() -> None:
     mirror = BlockMirror(max_blocks=100)
     mirror.stored(blocks(1000))
