@@ -38,8 +38,8 @@ to run. It knows nothing else, and says something wrong if asked.
 
 `python -m demo_model.evaluate --baton --card`: greedy answers of transformers in float32 to questions whose key
 training never saw: colours and things of which it told no code, lists, ranges, pairs of numbers, people, what a story
-is to be about. `about` asks what is known by heart, in words that training used. An answer is right if it is the expected
-one, to the letter, and ends; a story, if it ends by itself.
+is to be about. `about` asks what is known by heart, in words that training used. An answer is right if it is the
+expected one, to the letter, and ends; a story, if it ends by itself.
 
 | | right | of | at least |
 |---|---:|---:|---:|
