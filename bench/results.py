@@ -24,7 +24,7 @@ _VERSIONS = ("torch", "transformers", "numpy", "grpcio", "aiohttp")
 def check_plots() -> None:
     """Before hours of measuring. Raises ConfigError where nothing could be drawn in the end."""
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib  # noqa: F401  # only to see, before anything is measured, whether it is there
     except ModuleNotFoundError:
         raise ConfigError(
             "--out draws plots with matplotlib, which is not installed; it comes with `pip install 'baton[dev]'`. "

@@ -80,7 +80,7 @@ class StandardStreams:
 
 
 def _converse(config: ChatConfig, client: BlockingClient) -> None:
-    with suppress(ImportError):  # line editing, where Python has it
+    with suppress(ImportError):  # where Python has it, being imported is all that input() needs to edit lines
         import readline  # noqa: F401
     screen = StandardStreams()
     screen.note(f"{client.served()} at {config.target}. /help lists commands, Ctrl-D leaves.")

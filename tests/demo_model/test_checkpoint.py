@@ -63,7 +63,17 @@ def test_recall_at_every_distance(model: torch.nn.Module, tokenizer: PreTrainedT
     assert sum(right(model, tokenizer, question) for question in asked) >= (BARS["recall"] - LEEWAY) * COUNT
 
 
-@pytest.mark.parametrize("kind", ["copy", "reverse", "add", "json", "about"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "copy",
+        "reverse",
+        pytest.param("count", marks=pytest.mark.xfail(strict=True, reason="this checkpoint stops counting too late")),
+        "add",
+        "json",
+        "about",
+    ],
+)
 def test_the_other_kinds(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, kind: str) -> None:
     asked = questions(kind, COUNT, 1)
     assert sum(right(model, tokenizer, question) for question in asked) >= (BARS.get(kind, 0.9) - LEEWAY) * COUNT

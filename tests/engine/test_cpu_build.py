@@ -18,7 +18,6 @@ from engine.kernels.cpu.library import load_kernel, load_library
 from engine.kernels.reference import ReferenceAttention
 from engine.kv_cache import KVCache
 
-needs_compiler = pytest.mark.skipif(not any(map(shutil.which, build.COMPILERS)), reason="there is no C compiler")
 TABLES = np.zeros((1, 1), dtype=np.int32)
 
 
@@ -39,7 +38,6 @@ def _pool(head_dim: int = 16) -> KVCache:
     return KVCache(KVLayout(1, 1, 4, head_dim, "float32", b"test"), 1)
 
 
-@needs_compiler
 @pytest.mark.usefixtures("source")
 def test_it_is_compiled_once_into_the_cache(tmp_path: Path) -> None:
     first = build.find_or_compile()
@@ -50,14 +48,12 @@ def test_it_is_compiled_once_into_the_cache(tmp_path: Path) -> None:
     assert first.stat().st_mtime_ns == made
 
 
-@needs_compiler
 def test_what_other_sources_made_is_never_loaded(source: Path) -> None:
     first = build.find_or_compile()
     (source / "tile.h").write_text((source / "tile.h").read_text() + "\n")
     assert build.find_or_compile() != first
 
 
-@needs_compiler
 def test_set_up_puts_it_beside_its_source_and_removes_older_ones(source: Path, tmp_path: Path) -> None:
     (source / "attention-0123456789abcdef.so").touch()
     assert build.main() == 0
@@ -82,7 +78,6 @@ def test_without_a_compiler_torch_serves_and_one_line_says_so(
     assert "no C compiler (no-such-compiler)" in capsys.readouterr().err
 
 
-@needs_compiler
 def test_a_failing_compiler_is_quoted(source: Path, tmp_path: Path) -> None:
     (source / "attention.c").write_text("#error this is no kernel\n")
     with pytest.raises(build.BuildError, match="this is no kernel"):
@@ -90,7 +85,6 @@ def test_a_failing_compiler_is_quoted(source: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "cache").iterdir())
 
 
-@needs_compiler
 @pytest.mark.usefixtures("source")
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where a directory should be")
@@ -98,7 +92,6 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         build.find_or_compile()
 
 
-@pytest.mark.skipif(load_kernel() is None, reason="there is no C compiler")
 def test_it_serves_pools_on_a_cpu_whose_heads_it_can_cut() -> None:
     assert isinstance(choose_attention(_pool(), TABLES, (None,)), CompiledAttention)
     assert isinstance(choose_attention(_pool(head_dim=24), TABLES, (None,)), ReferenceAttention)

@@ -263,7 +263,7 @@ async def unread_stream(timeout: float | None, write_timeout: float) -> AsyncIte
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub = inference_pb2_grpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
+        stub = inference_pb2_grpc.InferenceStub(channel)  # type: ignore[no-untyped-call]  # generated without types
         call = stub.Generate(inference_pb2.GenerateRequest(text="hello"), timeout=timeout)
         await call.read()
         produced = 0
