@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "baton-setup.sha256"
 LOG = VENV / "baton-setup.log"
-KERNEL = ROOT / "engine" / "kernels" / "cpu"
+KERNELS = ROOT / "engine" / "kernels" / "cpu"
 EXTRAS = "router,worker,client,dev"
 TICK_SECONDS = 2.0
 PLAIN_TICK_SECONDS = 15.0
@@ -45,7 +45,7 @@ def main() -> int:
     # Build tools pinned like the rest; pip's isolated builds would fetch their own.
     pip("build tools", "setuptools", *constraints)
     pip("Baton and its dependencies", "--no-build-isolation", "--editable", f"{ROOT}[{EXTRAS}]", *constraints)
-    announce("the CPU's attention kernel")
+    announce("the CPU's kernels")
     # Where it can't be compiled, it says so, and Baton runs without.
     subprocess.run([VENV / "bin" / "python", "-m", "engine.kernels.cpu.build"], cwd=ROOT, stdout=subprocess.DEVNULL)
     STAMP.write_text(wanted)
@@ -58,8 +58,8 @@ def fingerprint(torch: str) -> str:
     digest = hashlib.sha256(f"{ROOT}\n{torch}\n".encode())
     for name in ("pyproject.toml", "constraints.txt", ".ci/make_venv.py"):
         digest.update((ROOT / name).read_bytes())
-    for name in ("attention.c", "tile.h", "build.py"):
-        digest.update((KERNEL / name).read_bytes())
+    for source in sorted((*KERNELS.glob("*.[ch]"), KERNELS / "build.py")):
+        digest.update(source.read_bytes())
     return digest.hexdigest()
 
 

@@ -26,8 +26,8 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the sources with nothing compiled beside them or in the cache."""
     here = tmp_path / "source"
     here.mkdir()
-    for name in build.SOURCES:
-        shutil.copy(build.HERE / name, here)
+    for path in build.sources():
+        shutil.copy(path, here)
     monkeypatch.setattr(build, "HERE", here)
     monkeypatch.setattr(build, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-O0"))  # quicker to compile
@@ -55,7 +55,7 @@ def test_what_other_sources_made_is_never_loaded(source: Path) -> None:
 
 
 def test_set_up_puts_it_beside_its_source_and_removes_older_ones(source: Path, tmp_path: Path) -> None:
-    (source / "attention-0123456789abcdef.so").touch()
+    (source / "kernels-0123456789abcdef.so").touch()
     assert build.main() == 0
     (made,) = source.glob("*.so")
     assert build.find_or_compile() == made

@@ -6,33 +6,12 @@
  * its company in the batch nor the number of threads changes a bit of its result. Positions outside of what an item
  * sees are never read.
  *
- * It starts no threads: items are shared out among those that the caller's OpenMP runtime lends, through the address of
- * its GOMP_parallel. attention.py mirrors Batch. tile.h has the arithmetic.
+ * attention.py mirrors Batch. tile.h has the arithmetic.
  */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#define INLINE static inline __attribute__((always_inline))
-#define NOINLINE __attribute__((noinline))
-
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define SHUFFLE(type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#endif
-#endif
-#ifndef SHUFFLE
-#define SHUFFLE(type, a, b, ...) __builtin_shuffle(a, b, (type){__VA_ARGS__})
-#endif
+#include "common.h"
 
 enum { ROWS = 64, TILE = 64, SPLIT = 256, MAX_HEAD_DIM = 256 };
-enum { FLOAT32, BFLOAT16, FLOAT16 };
-enum { GENERIC, AVX2, AVX512, AVX512_BF16 };
 enum { ROW, START, COUNT, SLOT }; /* of a span */
 
 #define LOG2_E 1.44269504088896341f
@@ -45,8 +24,8 @@ typedef struct {
     const int32_t *spans; /* [num_spans][4], by ascending ROW */
     int64_t num_spans, num_tokens;
     int64_t num_layers, num_kv_heads, block_size, head_dim, dtype;
-    int64_t isa, threads;
-    void (*parallel)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel, or NULL */
+    int64_t isa;
+    Team team;
 } Batch;
 
 typedef struct {
@@ -95,30 +74,6 @@ static void find_rows(Rows *rows, const Call *call, const Item *item, int tile) 
         }
     }
     for (; p < TILE; p++) rows->keys[p] = rows->values[p] = nothing;
-}
-
-static uint16_t to_bfloat16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    if (x != x) return 0x7fc0;
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-static uint16_t to_float16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    const uint16_t sign = bits >> 16 & 0x8000;
-    bits &= 0x7fffffff;
-    if (bits > 0x7f800000) return 0x7e00;
-    if (bits >= 0x47800000) return sign | 0x7c00;
-    if (bits < 0x38800000) { /* subnormal: adding 1/2 rounds it to the last place of a half */
-        float value;
-        memcpy(&value, &bits, 4);
-        value += 0.5f;
-        memcpy(&bits, &value, 4);
-        return (uint16_t)(sign | (bits - 0x3f000000));
-    }
-    return (uint16_t)(sign | (bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13);
 }
 
 static void store(const Call *call, int64_t row, int64_t head, const float *sums, float divisor) {
@@ -173,15 +128,6 @@ static void merge(const Call *call, const Item *item) {
 
 #if defined(__x86_64__)
 
-#if defined(__clang__)
-#define BEGIN_TARGET(features) PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
-#define END_TARGET PRAGMA(clang attribute pop)
-#else
-#define BEGIN_TARGET(features) PRAGMA(GCC push_options) PRAGMA(GCC target(features))
-#define END_TARGET PRAGMA(GCC pop_options)
-#endif
-#define PRAGMA(x) _Pragma(#x)
-
 BEGIN_TARGET("avx2,fma")
 #define NAME(x) x##_avx2
 #define LANES 8
@@ -205,20 +151,6 @@ END_TARGET
 
 #endif
 
-/* The best of GENERIC, AVX2, AVX512 and AVX512_BF16 that this machine has; each includes those before it. */
-int64_t baton_best_isa(void) {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return GENERIC;
-    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
-        return AVX2;
-    return __builtin_cpu_supports("avx512bf16") ? AVX512_BF16 : AVX512;
-#else
-    return GENERIC;
-#endif
-}
-
 static void attend_item(const Call *call, const Item *item) {
     switch (call->batch->isa) {
 #if defined(__x86_64__)
@@ -228,27 +160,6 @@ static void attend_item(const Call *call, const Item *item) {
 #endif
     default: attend_item_generic(call, item);
     }
-}
-
-/* Parts of a job, taken one after the other by whoever is free. */
-typedef struct {
-    void (*part)(const void *what, int64_t index);
-    const void *what;
-    int64_t count, taken;
-} Job;
-
-static void take_parts(void *argument) {
-    Job *job = argument;
-    for (int64_t i; (i = __atomic_fetch_add(&job->taken, 1, __ATOMIC_RELAXED)) < job->count;) job->part(job->what, i);
-}
-
-/* Always to as many threads as torch's own regions have: a team that changes its size is made anew. */
-static void share_out(const Batch *b, void (*part)(const void *, int64_t), const void *what, int64_t count) {
-    Job job = {part, what, count, 0};
-    if (b->parallel && b->threads > 1 && count > 1)
-        b->parallel(take_parts, &job, (unsigned)b->threads, 0);
-    else
-        take_parts(&job);
 }
 
 /* Chunks come last in a batch and are the longest items: they are begun first. */
@@ -313,8 +224,8 @@ void baton_attend(const Batch *b, int64_t layer, int64_t window, int64_t num_hea
     int64_t rows;
     call.num_items = cut(b, window, num_heads, call.items, &rows);
     call.partials = (float *)(workspace + items_bytes(call.num_items));
-    share_out(b, attend_part, &call, call.num_items);
-    if (rows) share_out(b, merge_part, &call, call.num_items);
+    share_out(&b->team, attend_part, &call, call.num_items);
+    if (rows) share_out(&b->team, merge_part, &call, call.num_items);
 }
 
 typedef struct {
@@ -354,5 +265,5 @@ static void write_part(const void *what, int64_t index) {
 void baton_write(const Batch *b, int64_t layer, const char *key, int64_t key_stride, const char *value,
                  int64_t value_stride) {
     Write write = {b, layer, key, value, key_stride, value_stride};
-    share_out(b, write_part, &write, (b->num_tokens + WRITE_TOKENS - 1) / WRITE_TOKENS);
+    share_out(&b->team, write_part, &write, (b->num_tokens + WRITE_TOKENS - 1) / WRITE_TOKENS);
 }

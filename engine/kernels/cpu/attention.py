@@ -61,7 +61,6 @@ class CompiledAttention:
             "head_dim": layout.head_dim,
             "dtype": _DTYPES.index(layout.dtype),
             "isa": int(kernel.isa),
-            "parallel": kernel.parallel,
         }
 
     @staticmethod
@@ -83,7 +82,7 @@ class CompiledAttention:
             spans=rows.ctypes.data,
             num_spans=len(rows),
             num_tokens=int(rows[-1, 0] + rows[-1, 2]) if len(rows) else 0,
-            threads=torch.get_num_threads(),
+            team=self.kernel.team(),
             **self._constant,
         )
 

@@ -1,4 +1,4 @@
-"""Compiles the CPU kernel, and knows where the result is. Needs only the standard library and a C compiler.
+"""Compiles the CPU kernels, and knows where the result is. Needs only the standard library and a C compiler.
 
     python -m engine.kernels.cpu.build      # puts it beside its source, as `make setup` and the image do
 
@@ -22,9 +22,8 @@ log = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path("~/.cache/baton/kernels")
-SOURCES = ("attention.c", "tile.h")
 COMPILERS = ("cc", "gcc", "clang")
-# No -march: the instruction sets are chosen at run time. No -fopenmp: see attention.c on threads.
+# No -march: the instruction sets are chosen at run time. No -fopenmp: see common.h on threads.
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-fno-strict-aliasing", "-fno-math-errno", "-Wno-psabi")
 COMPILE_SECONDS = 300.0
 
@@ -34,7 +33,7 @@ class BuildError(Exception):
 
 
 def find_or_compile() -> Path:
-    """The compiled kernel: from beside its source, from the cache, or compiled into the cache now.
+    """The compiled kernels: from beside their sources, from the cache, or compiled into the cache now.
 
     Raises BuildError where none of these can be.
     """
@@ -45,10 +44,10 @@ def find_or_compile() -> Path:
     try:
         cached = CACHE.expanduser() / _file_name(_version(compiler))
         if not cached.is_file():
-            log.info("compiling the attention kernel with %s into %s, once", compiler, cached)
+            log.info("compiling the CPU kernels with %s into %s, once", compiler, cached)
             compile_to(cached, compiler)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        raise BuildError(f"the attention kernel can't be kept in {CACHE}: {error}") from error
+        raise BuildError(f"the CPU kernels can't be kept in {CACHE}: {error}") from error
     return cached
 
 
@@ -57,7 +56,7 @@ def compile_to(path: Path, compiler: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compiling-") as directory:
         made = Path(directory) / path.name
-        command = [compiler, *FLAGS, str(HERE / SOURCES[0]), "-o", str(made), "-lm"]
+        command = [compiler, *FLAGS, *map(str, sources("*.c")), "-o", str(made), "-lm"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -68,11 +67,15 @@ def compile_to(path: Path, compiler: str) -> None:
         os.replace(made, path)
 
 
+def sources(pattern: str = "*.[ch]") -> list[Path]:
+    return sorted(HERE.glob(pattern))
+
+
 def _file_name(compiler_version: str = "") -> str:
     digest = hashlib.sha256("\n".join((*FLAGS, sys.platform, platform.machine(), compiler_version)).encode())
-    for name in SOURCES:
-        digest.update((HERE / name).read_bytes())
-    return f"attention-{digest.hexdigest()[:16]}.so"
+    for source in sources():
+        digest.update(source.name.encode() + source.read_bytes())
+    return f"kernels-{digest.hexdigest()[:16]}.so"
 
 
 def _compiler() -> str:
@@ -80,7 +83,7 @@ def _compiler() -> str:
         path = shutil.which(name)
         if path is not None:
             return path
-    raise BuildError(f"there is no C compiler ({', '.join(COMPILERS)}) to compile the attention kernel with")
+    raise BuildError(f"there is no C compiler ({', '.join(COMPILERS)}) to compile the CPU kernels with")
 
 
 def _version(compiler: str) -> str:
@@ -93,9 +96,9 @@ def main() -> int:
         if not beside.is_file():
             compile_to(beside, _compiler())
     except (BuildError, OSError) as error:
-        print(f"{error}; attention on the CPU will be torch's, which is slower", file=sys.stderr)
+        print(f"{error}; torch's operations serve in their place, which are slower", file=sys.stderr)
         return 1
-    for other in HERE.glob("attention-*.so"):
+    for other in HERE.glob("kernels-*.so"):
         if other != beside:
             other.unlink()
     print(beside)

@@ -1,4 +1,4 @@
-"""Loads the compiled kernel and lends it torch's threads: a second pool in the process would spin against them."""
+"""Loads the compiled kernels and lends them torch's threads: a second pool in the process would spin against them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,18 @@ _OPENMP = ("libgomp", "libomp", "libiomp5")  # each of them has GOMP_parallel
 
 
 class Isa(IntEnum):
-    """As in attention.c; each includes those before it."""
+    """As in common.h; each includes those before it."""
 
     GENERIC = 0
     AVX2 = 1
     AVX512 = 2
     AVX512_BF16 = 3
+
+
+class Team(ctypes.Structure):
+    """common.h's Team."""
+
+    _fields_ = (("threads", ctypes.c_int64), ("parallel", ctypes.c_void_p))
 
 
 class Batch(ctypes.Structure):
@@ -36,8 +42,8 @@ class Batch(ctypes.Structure):
         ("table_stride", ctypes.c_int64),
         ("spans", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("num_spans", "num_tokens", "num_layers", "num_kv_heads")),
-        *((name, ctypes.c_int64) for name in ("block_size", "head_dim", "dtype", "isa", "threads")),
-        ("parallel", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("block_size", "head_dim", "dtype", "isa")),
+        ("team", Team),
     )
 
 
@@ -48,6 +54,10 @@ class Kernel:
     """What it will use; the best that the machine has, unless a test asks for less."""
     parallel: int
     """Address of GOMP_parallel in torch's own OpenMP runtime."""
+
+    def team(self) -> Team:
+        """As many threads as torch's own operations have now."""
+        return Team(torch.get_num_threads(), self.parallel)
 
     def with_isa(self, isa: Isa) -> Kernel:
         assert isa <= self.isa, f"{isa.name} on a machine that has {self.isa.name}"
@@ -61,9 +71,9 @@ def load_kernel() -> Kernel | None:
         path = build.find_or_compile()
         kernel = load_library(path)
     except (build.BuildError, OSError) as error:
-        log.warning("%s; attention uses torch's operations instead, which are slower", error)
+        log.warning("%s; torch's operations are used instead, which are slower", error)
         return None
-    log.info("attention kernel %s, %s", path.name, kernel.isa.name)
+    log.info("CPU kernels %s, %s", path.name, kernel.isa.name)
     return kernel
 
 
