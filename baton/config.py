@@ -40,6 +40,9 @@ class ModelConfig:
 class CacheConfig:
     block_size: int = setting(16, "tokens of one KV block", **at_least(1))
     kv_blocks: int = setting(0, "blocks of the KV pool; 0: as many as memory sensibly allows", **_POSITIVE_OR_AUTO)
+    swap_space: float = setting(
+        1.0, "GiB of host memory for the KV of preempted requests; 0: it is computed again", **at_least(0)
+    )
     enable_prefix_caching: bool = setting(True, "keep the blocks of finished requests for others to hit")
 
 

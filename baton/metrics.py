@@ -83,6 +83,9 @@ class EngineMetrics:
         self.num_requests_waiting = metrics._gauge(
             "vllm:num_requests_waiting", "Requests that wait to be computed.", "model_name"
         ).labels(**label)
+        self.num_requests_swapped = metrics._gauge(
+            "vllm:num_requests_swapped", "Of those that wait: preempted, with their KV in host memory.", "model_name"
+        ).labels(**label)
         self.kv_cache_usage_perc = metrics._gauge(
             "vllm:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", "model_name"
         ).labels(**label)

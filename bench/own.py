@@ -1,10 +1,12 @@
-"""Our engine in this process: no RPC, no text. Drives it as a worker's thread does, and times its steps."""
+"""Our engine in this process, in threads of its own as in a worker: no RPC, no text."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -17,26 +19,44 @@ from baton.sampling import SamplingParams
 from bench.machine import synchronize
 from bench.workloads import Job, fixed
 from engine.loader import LoadedModel
-from engine.messages import AddRequest, Commit, Ended, EndReason, Reserved, Task, Tokens
+from engine.messages import AddRequest, Commit, Ended, EndReason, Event, Load, Reserved, Task, Tokens
+from engine.thread import EngineThread
 from kvtransfer.memory import PoolMemory
 from worker.build import build
 
 _RANDOM_BLOCKS = 32
-_UNTIMED_STEPS = 2
+_UNTIMED_STEPS = 3
+"""The first ones of a batch: it may still be filling up, and what they wait for is not yet planned ahead."""
+_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Decode steps of a constant batch, one value a step, in seconds."""
+    """Decode steps of a constant batch, in seconds."""
 
     wall: tuple[float, ...]
-    forward: tuple[float, ...]
-    """Within the model: embedding to logits."""
+    """From what one step drew to what the next one drew."""
+    forward: float
+    """Of all of them together, within the model: embedding to logits."""
 
     @property
     def gap(self) -> float:
         """Share of the wall time outside the forward: planning, preparing, drawing, taking in."""
-        return 1 - sum(self.forward) / sum(self.wall)
+        return 1 - self.forward / sum(self.wall)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the engine said at once."""
+
+    at: float
+    forward: float
+    """Seconds within the model so far."""
+    events: list[Event]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(event.token_ids) for event in self.events if isinstance(event, Tokens))
 
 
 class OwnEngine:
@@ -48,10 +68,13 @@ class OwnEngine:
         self._config, self._loaded, self._device = config, loaded, device
         self._forward = _clock_forward(loaded, device)
         built = build(config, loaded, device, EngineMetrics(Metrics(), "bench"))
-        self._engine = built.engine
+        self._told: SimpleQueue[_Told | BaseException] = SimpleQueue()
+        self._thread = EngineThread(built.engine, self._on_events, self._told.put)
+        self._thread.start()
         self._memory = built.memory
         self.vocab_size = built.vocab_size
         self.max_model_len = built.max_model_len
+        self._num_blocks = built.engine.load().blocks.total
         self._batches = 0
 
     def without_cache(self) -> OwnEngine:
@@ -65,12 +88,11 @@ class OwnEngine:
         started = time.perf_counter()
         for request, job in zip(ids, jobs, strict=True):
             prompt = tuple(job.prompt)
-            self._engine.handle(AddRequest(request, Task.LOCAL, prompt, len(prompt), _sampling(job.max_tokens)))
-        generated = self._finish(len(jobs))
-        seconds = time.perf_counter() - started
-        if generated != sum(job.max_tokens for job in jobs):
-            raise InternalError(f"{generated} tokens were generated; the jobs ask for others")
-        return seconds
+            self._thread.send(AddRequest(request, Task.LOCAL, prompt, len(prompt), _sampling(job.max_tokens)))
+        told = self._until_ended(len(jobs))
+        if sum(each.num_tokens for each in told) != sum(job.max_tokens for job in jobs):
+            raise InternalError("another number of tokens was generated than the jobs ask for")
+        return told[-1].at - started
 
     def decode_steps(self, batch: int, context: int, steps: int, salt: int) -> Steps | None:
         """Steps that draw a token behind about `context` tokens for each of `batch` sequences. None where they do not
@@ -79,54 +101,52 @@ class OwnEngine:
         The contexts are not computed: they come in as a decode worker's do, by reserving blocks, filling them (with
         noise), and committing them.
         """
-        steps += _UNTIMED_STEPS
+        steps += 2 * _UNTIMED_STEPS
         if not self._fits(batch, context + steps + 1):
             return None
         jobs = fixed(self.vocab_size, salt, num_requests=batch, prompt=context)
         ids = self._new_ids(batch)
         for request, job in zip(ids, jobs, strict=True):
             sampling = _sampling(steps + 1)
-            self._engine.handle(AddRequest(request, Task.RECEIVE, tuple(job.prompt), context, sampling))
-        self._engine.step()
-        reserved = [event for event in self._engine.drain_events() if isinstance(event, Reserved)]
-        if len(reserved) != batch:
-            raise InternalError(f"{len(reserved)} of {batch} requests had blocks reserved for them")
+            self._thread.send(AddRequest(request, Task.RECEIVE, tuple(job.prompt), context, sampling))
+        reserved: list[Reserved] = []
+        while len(reserved) < batch:
+            reserved += [event for event in self._next().events if isinstance(event, Reserved)]
         noise = _noise(self._memory, self._loaded.dtype)
         for number, block in enumerate(ref for event in reserved for ref in event.blocks):
             self._memory.write(block.index, noise[number % len(noise)])
         for request in ids:
-            self._engine.handle(Commit(request, jobs[0].prompt[0]))
-        return self._timed_steps(batch)
+            self._thread.send(Commit(request, jobs[0].prompt[0]))
+        full = [each for each in self._until_ended(batch) if each.num_tokens == batch][_UNTIMED_STEPS:]
+        if len(full) < 2:
+            raise InternalError(f"no two steps had the whole batch of {batch}")
+        walls = tuple(after.at - before.at for before, after in pairwise(full))
+        return Steps(walls, full[-1].forward - full[0].forward)
 
-    def _timed_steps(self, batch: int) -> Steps:
-        walls, forwards, ended = [], [], 0
-        while ended < batch:
-            before_forward, before = self._forward.seconds, time.perf_counter()
-            computed = self._engine.step()
-            events = self._engine.drain_events()
-            walls.append(time.perf_counter() - before)
-            forwards.append(self._forward.seconds - before_forward)
-            ended += _count_ended(events)
-            if not computed and ended < batch:
-                raise InternalError("the engine has nothing to compute and requests are open")
-        return Steps(tuple(walls[_UNTIMED_STEPS:]), tuple(forwards[_UNTIMED_STEPS:]))
+    def _on_events(self, events: list[Event], load: Load) -> None:
+        self._told.put(_Told(time.perf_counter(), self._forward.seconds, events))
+
+    def _next(self) -> _Told:
+        told = self._told.get(timeout=_SECONDS)
+        if isinstance(told, BaseException):
+            raise told
+        return told
 
     def _fits(self, batch: int, num_tokens: int) -> bool:
         blocks = batch * -(-num_tokens // self._config.cache.block_size)
-        room = self._engine.load().blocks.available
-        return batch <= self._config.scheduler.max_num_seqs and num_tokens <= self.max_model_len and blocks <= room
+        return (
+            batch <= self._config.scheduler.max_num_seqs
+            and num_tokens <= self.max_model_len
+            and blocks <= self._num_blocks
+        )
 
-    def _finish(self, count: int) -> int:
-        """Until `count` requests have ended; how many tokens came."""
-        generated, ended = 0, 0
+    def _until_ended(self, count: int) -> list[_Told]:
+        """What is told until `count` requests have ended."""
+        told, ended = [], 0
         while ended < count:
-            computed = self._engine.step()
-            events = self._engine.drain_events()
-            generated += sum(len(event.token_ids) for event in events if isinstance(event, Tokens))
-            ended += _count_ended(events)
-            if not computed and ended < count:
-                raise InternalError("the engine has nothing to compute and requests are open")
-        return generated
+            told.append(self._next())
+            ended += _count_ended(told[-1].events)
+        return told
 
     def _new_ids(self, count: int) -> list[AttemptId]:
         self._batches += 1

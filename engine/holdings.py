@@ -1,41 +1,57 @@
-"""Which request holds which blocks: every take, hold and drop of the pool on a request's behalf. Pure bookkeeping.
+"""Which request holds which blocks and swap slots: every take, hold and drop on a request's behalf. Pure bookkeeping.
 
-The scheduler decides when; this file knows how, so that a block's whole life can be read here and in block_pool.py.
+The scheduler decides when; this file knows how, so that a block's whole life can be read here, in block_pool.py and in
+swap.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from baton.hashing import chain_hash
 from baton.ids import AttemptId, BlockIndex, BlockRef
 from engine.block_pool import BlockPool, Hold
+from engine.plan import Move, MoveKind, SwapSlot
 from engine.request import Request
+from engine.swap import SwapPool
 
 
 class Holdings:
-    def __init__(self, pool: BlockPool, block_size: int) -> None:
+    def __init__(self, pool: BlockPool, swap: SwapPool, block_size: int) -> None:
         self._pool = pool
+        self._swap = swap
         self._block_size = block_size
         self._offered: dict[AttemptId, list[BlockIndex]] = {}
         self._quarantined: dict[AttemptId, list[BlockIndex]] = {}
 
     # --- blocks of a request that computes
 
-    def reserve(self, request: Request, *, hold: Hold, reusable_tokens: int, growth: int) -> bool:
+    def reserve(self, request: Request, *, hold: Hold, reusable_tokens: int, growth: int) -> tuple[Move, ...] | None:
         """Blocks for all tokens known: those of a cached prefix of at most `reusable_tokens`, and new ones as `hold`.
-        False, and nothing held, where that would leave fewer than `growth` blocks to give out."""
+        None, and nothing held, where that would leave fewer than `growth` blocks to give out.
+
+        The moves that come with it bring KV into the new blocks: what was swapped out, or a copy of the one cached
+        block that the request would have to write to. `moved` is to be called when they are done.
+        """
         hits = self._find_prefix(request, reusable_tokens)
-        missing = -(-len(request.tokens) // self._block_size) - len(hits)
-        if missing + growth > self._pool.available - self._pool.unheld(hits):
-            return False
-        self._pool.hold(hits, Hold.ACTIVE)
-        request.blocks = hits + self._pool.take(missing, hold)
+        shared = self._find_shared_last(request, hits, reusable_tokens) if hold is Hold.ACTIVE else []
+        if not self._fits(request, [*hits, *shared], len(hits), growth):
+            shared = []
+            if not self._fits(request, hits, len(hits), growth):
+                return None
+        self._pool.hold([*hits, *shared], Hold.ACTIVE)
+        request.blocks = hits + self._pool.take(self._blocks_of(len(request.tokens)) - len(hits), hold)
         request.num_hit_blocks = len(hits)
-        request.num_computed = len(hits) * self._block_size
-        return True
+        request.num_computed = request.num_planned = len(hits) * self._block_size
+        if shared:
+            self.forget_swapped(request)
+            request.num_planned = reusable_tokens
+            return (Move(MoveKind.COPY, shared[0], request.blocks[-1]),)
+        return self._swap_in(request)
 
     def grow(self, request: Request) -> tuple[BlockIndex, ...] | None:
-        """Blocks for tokens that came since; None where the pool has none to give."""
-        missing = -(-len(request.tokens) // self._block_size) - len(request.blocks)
+        """Blocks for tokens that came since, or are being drawn; None where the pool has none to give."""
+        missing = self._blocks_of(request.num_tokens) - len(request.blocks)
         if missing > self._pool.available:
             return None
         taken = self._pool.take(missing, Hold.ACTIVE)
@@ -57,7 +73,7 @@ class Holdings:
         """Ends the request's own hold; what is computed stays cached until the space is needed."""
         self._pool.drop(request.blocks, Hold.ACTIVE)
         request.blocks = []
-        request.num_computed = 0
+        request.num_computed = request.num_planned = 0
 
     def refs(self, request: Request) -> tuple[BlockRef, ...]:
         """The request's blocks with their generations and hashes; the last block's may be that of a part full one."""
@@ -68,16 +84,78 @@ class Holdings:
             hashes.append(chain_hash(request.last_hash, tail))
         return tuple(map(self._pool.ref, request.blocks, hashes))
 
+    def _blocks_of(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._block_size)
+
+    def _fits(self, request: Request, held: list[BlockIndex], num_hits: int, growth: int) -> bool:
+        missing = self._blocks_of(len(request.tokens)) - num_hits
+        return missing + growth <= self._pool.available - self._pool.unheld(held)
+
     def _find_prefix(self, request: Request, at_most: int) -> list[BlockIndex]:
-        size = self._block_size
-        request.extend_hashes(at_most, size)
+        request.extend_hashes(at_most, self._block_size)
         hits: list[BlockIndex] = []
-        for position, block_hash in enumerate(request.hashes[: at_most // size]):
-            block = self._pool.find(block_hash, request.tokens[position * size : (position + 1) * size])
+        for position in range(at_most // self._block_size):
+            block = self._find(request, position)
             if block is None:
                 break
             hits.append(block)
         return hits
+
+    def _find(self, request: Request, position: int) -> BlockIndex | None:
+        size = self._block_size
+        return self._pool.find(request.hashes[position], request.tokens[position * size : (position + 1) * size])
+
+    def _find_shared_last(self, request: Request, hits: list[BlockIndex], reusable_tokens: int) -> list[BlockIndex]:
+        """The cached block of the request's last tokens, where all are cached: one has to be computed again to draw
+        from, and its KV must not be written to a block that others read."""
+        num_blocks, rest = divmod(len(request.tokens), self._block_size)
+        if rest or len(hits) != num_blocks - 1 or reusable_tokens != len(request.tokens) - 1:
+            return []
+        request.extend_hashes(len(request.tokens), self._block_size)
+        found = self._find(request, num_blocks - 1)
+        return [] if found is None else [found]
+
+    # --- KV that moves within this host
+
+    def can_swap_out(self, request: Request) -> bool:
+        return 0 < self._blocks_of(request.num_planned) <= self._swap.available
+
+    def swap_out(self, request: Request) -> tuple[Move, ...]:
+        """To be done before the request's blocks are released."""
+        assert not request.swapped, f"{request.id} is swapped out twice"
+        request.num_swapped = request.num_planned
+        request.swapped = self._swap.take(self._blocks_of(request.num_planned))
+        return tuple(
+            Move(MoveKind.SWAP_OUT, block, slot)
+            for block, slot in zip(request.blocks, request.swapped, strict=False)  # the last block may hold nothing yet
+        )
+
+    def _swap_in(self, request: Request) -> tuple[Move, ...]:
+        """Of what was swapped out: that which is not in the prefix cache anyway."""
+        if not request.swapped:
+            return ()
+        hits = request.num_hit_blocks
+        targets = request.blocks[hits : len(request.swapped)]
+        self._swap.free(request.swapped[:hits])
+        moves = tuple(
+            Move(MoveKind.SWAP_IN, slot, block)
+            for slot, block in zip(request.swapped[hits:], targets, strict=True)
+        )  # fmt: skip
+        request.num_planned = max(request.num_planned, request.num_swapped)
+        request.swapped, request.num_swapped = [], 0
+        return moves
+
+    def forget_swapped(self, request: Request) -> None:
+        self._swap.free(request.swapped)
+        request.swapped, request.num_swapped = [], 0
+
+    def moved(self, moves: Sequence[Move]) -> None:
+        """They are done: what they read is not needed any more. What was swapped out stays its request's."""
+        for move in moves:
+            if move.kind is MoveKind.COPY:
+                self._pool.drop([BlockIndex(move.source)], Hold.ACTIVE)
+            elif move.kind is MoveKind.SWAP_IN:
+                self._swap.free([SwapSlot(move.source)])
 
     # --- blocks that another worker may read
 
@@ -97,6 +175,7 @@ class Holdings:
     def commit(self, request: Request) -> None:
         """What has landed is verified: from here on it is as if computed here."""
         self._pool.move(request.blocks[request.num_hit_blocks :], Hold.LANDING, Hold.ACTIVE)
+        request.num_planned = len(request.tokens)
         self.computed(request, len(request.tokens))
 
     def drop_landing(self, request: Request, *, in_flight: bool) -> None:

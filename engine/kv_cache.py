@@ -1,4 +1,5 @@
-"""The KV pool's memory: one tensor, block-major. Which block holds what is the block pool's to know, not ours."""
+"""The KV pool's memory: one tensor, block-major; and swap slots of the same form in host memory. Which block holds what
+is the block pool's to know, not ours."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from baton.errors import ConfigError
 from baton.layout import KVLayout
+from engine.plan import Move, MoveKind
 
 _HEADROOM = 0.9  # of free device memory; the rest is for activations
 _HOST_SHARE = 0.25  # of available host memory
@@ -23,6 +25,7 @@ class KVCache:
         num_blocks: int,
         device: torch.device | str = "cpu",
         buffer: memoryview | None = None,
+        num_swap_slots: int = 0,
     ) -> None:
         """Memory of its own on `device`, or, on a CPU, the writable `buffer` of at least `num_blocks` blocks."""
         self.layout = layout
@@ -30,8 +33,10 @@ class KVCache:
         self.device = torch.device(device)
         shape = (num_blocks, *layout.block_shape)
         dtype: torch.dtype = getattr(torch, layout.dtype)
+        swap_shape = (num_swap_slots, *layout.block_shape)
+        # Pages of zeros that nobody has touched cost nothing; pinned ones, which a device can reach, do.
+        self._swap = torch.zeros(swap_shape, dtype=dtype, pin_memory=self.device.type == "cuda" and num_swap_slots > 0)
         if buffer is None:
-            # Pages of zeros that nobody has touched cost nothing.
             self.tensor = torch.zeros(shape, dtype=dtype, device=self.device)
             return
         needed = num_blocks * layout.block_bytes
@@ -45,6 +50,12 @@ class KVCache:
         for size in self.layout.block_shape:
             elements *= size
         return elements
+
+    def move(self, move: Move) -> None:
+        """Copies a whole block. Waits for the device where the copy crosses to or from the host."""
+        source = self._swap if move.kind is MoveKind.SWAP_IN else self.tensor
+        target = self._swap if move.kind is MoveKind.SWAP_OUT else self.tensor
+        target[move.target].copy_(source[move.source])
 
     def poison(self, index: int) -> None:
         """Fills a block with NaN, so that a test sees whoever reads it."""

@@ -191,6 +191,8 @@ class BlockCounts:
 class Load:
     running: int
     waiting: int
+    swapped: int
+    """Of those that wait: their KV is in host memory."""
     queued_tokens: int
     """Prompt tokens taken on and not computed yet."""
     blocks: BlockCounts

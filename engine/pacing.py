@@ -1,4 +1,5 @@
-"""How much of a prompt may ride along with open streams, so that their steps keep the inter-token objective.
+"""What this machine can do in which time: how much of a prompt may ride along with open streams, so that their steps
+keep the inter-token objective, and whether KV is sooner swapped or computed again.
 
 The pacer learns from measured steps and gives out a `Pace`, which is plain data: the scheduler's plans depend on
 nothing else that is measured, so the same commands and the same paces give the same plans. No torch, no clock.
@@ -7,6 +8,7 @@ nothing else that is measured, so the same commands and the same paces give the 
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 
 from engine.step_cost import Coefficients, StepCost, StepShape
@@ -33,9 +35,13 @@ class Pace:
     most: int
     """Chunk tokens of a step."""
     cost: Coefficients
+    swap_seconds: float = 0.0
+    """To copy one block to or from host memory."""
 
     def chunk(self, planned: StepShape, start: int, wanted: int) -> int:
         """How many of `wanted` tokens from position `start` on may join what is planned."""
+        if math.isinf(self.seconds):
+            return wanted
         left = self.seconds - self.cost.seconds(planned)
         count = self.cost.tokens_within(left, start, max(0, self.most - planned.chunk_tokens))
         if count >= wanted:
@@ -46,18 +52,29 @@ class Pace:
 class Pacer:
     """Keeps most steps, not the average step, within the objective: it aims lower by twice the usual error."""
 
-    def __init__(self, objective_seconds: float) -> None:
+    def __init__(self, objective_seconds: float = math.inf) -> None:
+        """Infinite: open streams limit no prompt."""
         self.objective_seconds = objective_seconds
         self.error = 0.1
         """How far chunks beside streams came out from the prediction, as a share of it, on average."""
         self._cost = StepCost(objective_seconds)
+        self._swap_seconds = 0.0  # at first it seems to cost nothing; the first swap tells
         self._out_of_reach = 0
         self._said = False
 
     def pace(self) -> Pace:
         # The bound keeps a machine that is merely restless from starving its prompts.
         seconds = self.objective_seconds / (1 + min(2 * self.error, _LARGEST_MARGIN))
-        return Pace(seconds, max(_FIRST_CHUNK, 2 * self._cost.longest_chunk), self._cost.coefficients)
+        most = max(_FIRST_CHUNK, 2 * self._cost.longest_chunk)
+        return Pace(seconds, most, self._cost.coefficients, self._swap_seconds)
+
+    def predict(self, shape: StepShape) -> float:
+        """Seconds; 0 where nothing is known."""
+        return self._cost.coefficients.seconds(shape)
+
+    def observe_moves(self, count: int, seconds: float) -> None:
+        one = seconds / count
+        self._swap_seconds += (one - self._swap_seconds) * (_LEARNING if self._swap_seconds else 1.0)
 
     def observe(self, shape: StepShape, seconds: float) -> None:
         if shape.decodes and shape.chunk_tokens and self._cost.knows(shape):

@@ -8,9 +8,32 @@ is prefix hits, prefill chunks and decode in one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
+from typing import NewType
 
 from baton.ids import BlockIndex
 from baton.sampling import SamplingParams
+
+SwapSlot = NewType("SwapSlot", int)
+"""Room for one block in host memory."""
+
+
+class MoveKind(Enum):
+    COPY = "copy"
+    """From a block that others read to one of the request's own, which it will write: copy on write."""
+    SWAP_OUT = "swap_out"
+    """From a block to a swap slot."""
+    SWAP_IN = "swap_in"
+    """From a swap slot to a block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Copies one whole block's content."""
+
+    kind: MoveKind
+    source: int
+    target: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +69,13 @@ class StepPlan:
     """In force before `scheduled`."""
     scheduled: tuple[ScheduledSequence, ...]
     """In the order of the batch: decodes and chunks mixed."""
+    moves: tuple[Move, ...] = ()
+    """Done in this order, before anything is computed."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing to do: such a plan is not run. `new` alone waits for the next one."""
+        return not self.scheduled and not self.moves
 
     @property
     def num_tokens(self) -> int:
@@ -54,6 +84,7 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One drawn token for each scheduled sequence with `sample`, in the plan's order."""
-
     token_ids: tuple[int, ...]
+    """One drawn token for each scheduled sequence with `sample`, in the plan's order."""
+    move_seconds: float = 0.0
+    """What the plan's moves took."""

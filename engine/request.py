@@ -8,22 +8,33 @@ from enum import Enum
 from baton.hashing import chain_hash
 from baton.ids import AttemptId, BlockHash, BlockIndex
 from engine.messages import AddRequest, Task
+from engine.plan import SwapSlot
 
 
 class Phase(Enum):
     """
-    WAITING ► RUNNING ► ended             LOCAL, PREFILL
+    WAITING ► RUNNING ► ENDED                        LOCAL, PREFILL
        ▲         │ preempted
-       └─────────┘
-    WAITING ► RECEIVING ► RUNNING ► ended     RECEIVE; once committed it is like any other
+       │         ▼
+       ├────► LEAVING, while a step in flight uses its blocks
+       │         ▼
+       │      SWAPPED ► RUNNING
+       └─ or, with nothing swapped out, back to WAITING
+    WAITING ► RECEIVING ► RUNNING ► ENDED            RECEIVE; once committed it is like any other
     """
 
     WAITING = "waiting"
     """Holds nothing."""
+    SWAPPED = "swapped"
+    """Its KV is in host memory; it holds nothing of the pool."""
     RECEIVING = "receiving"
     """Its blocks are reserved; a transfer fills them."""
     RUNNING = "running"
     """Has a slot, and blocks for every token it knows."""
+    LEAVING = "leaving"
+    """Is preempted; keeps slot and blocks until no step in flight uses them."""
+    ENDED = "ended"
+    """Has had its terminal reply; what it holds goes once no step in flight uses it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -35,7 +46,13 @@ class Request:
     """Chain hash of the last of `hashes`, or the root."""
     phase: Phase = Phase.WAITING
     num_computed: int = 0
-    """Tokens whose KV is in `blocks`."""
+    """Tokens whose KV is in `blocks`, by the steps that are done."""
+    num_planned: int = 0
+    """The same, with the steps in flight: where the next step goes on."""
+    num_drawing: int = 0
+    """Tokens that steps in flight draw: 1 at most, for the one behind it needs it."""
+    steps_in_flight: int = 0
+    """That use its slot or its blocks."""
     blocks: list[BlockIndex] = field(default_factory=list)
     hashes: list[BlockHash] = field(default_factory=list)
     """Of the full blocks of `tokens`, as far as they were needed."""
@@ -44,6 +61,9 @@ class Request:
     """Prompt tokens found in the prefix cache at first admission; None before it."""
     num_hit_blocks: int = 0
     """The first so many of `blocks` were found in the prefix cache at the last admission."""
+    swapped: list[SwapSlot] = field(default_factory=list)
+    """Where the KV of its first `num_swapped` tokens is in host memory, block by block."""
+    num_swapped: int = 0
 
     @property
     def id(self) -> AttemptId:
@@ -54,11 +74,17 @@ class Request:
         return self.add.task
 
     @property
-    def num_uncomputed(self) -> int:
-        return len(self.tokens) - self.num_computed
+    def num_tokens(self) -> int:
+        """Known or being drawn."""
+        return len(self.tokens) + self.num_drawing
+
+    @property
+    def num_unplanned(self) -> int:
+        return self.num_tokens - self.num_planned
 
     @property
     def num_generated(self) -> int:
+        """Without what is being drawn."""
         return len(self.tokens) - self.add.num_prompt_tokens
 
     def extend_hashes(self, num_tokens: int, block_size: int) -> None:

@@ -5,6 +5,8 @@ It decides nothing: what is computed, where its KV lies and who is in the batch 
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 
@@ -13,7 +15,7 @@ from engine.attention import Span
 from engine.kernels.choice import choose_attention
 from engine.kv_cache import KVCache
 from engine.models.decoder import Decoder
-from engine.plan import NewSequence, ScheduledSequence, StepPlan, StepResult
+from engine.plan import Move, NewSequence, ScheduledSequence, StepPlan, StepResult
 from engine.sampler import Draw, Sampler
 
 _GREEDY = SamplingParams()
@@ -85,11 +87,25 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
-        """Computes the plan's tokens in one forward pass; returns one token for each sequence that asks for one."""
+        """Makes the plan's moves, computes its tokens in one forward pass, and draws one token for each sequence that
+        asks for one."""
+        move_seconds = self._move(plan.moves)
+        return StepResult(self._compute(plan), move_seconds)
+
+    def _move(self, moves: tuple[Move, ...]) -> float:
+        """Seconds that it took."""
+        if not moves:
+            return 0.0
+        started = time.perf_counter()
+        for move in moves:
+            self._cache.move(move)
+        return time.perf_counter() - started
+
+    def _compute(self, plan: StepPlan) -> tuple[int, ...]:
         for new in plan.new:
             self._slots.fill(new)
         if not plan.scheduled:
-            return StepResult(())
+            return ()
         spans, row = [], 0
         for scheduled in plan.scheduled:
             self._slots.append_blocks(scheduled.slot, scheduled.new_blocks)
@@ -98,12 +114,12 @@ class ModelRunner:
         hidden = self._forward(plan, spans)
         drawing = [(span.row + span.count - 1, s) for span, s in zip(spans, plan.scheduled, strict=True) if s.sample]
         if not drawing:
-            return StepResult(())
+            return ()
         logits = self._model.logits(hidden[[last for last, _ in drawing]])
         token_ids = self._sampler.sample(logits, [self._slots.draw(s) for _, s in drawing])
         for (_, scheduled), token_id in zip(drawing, token_ids, strict=True):
             self._slots.append_token(scheduled.slot, token_id)
-        return StepResult(tuple(token_ids))
+        return tuple(token_ids)
 
     @torch.inference_mode()
     def warm_up(self, num_tokens: int) -> None:

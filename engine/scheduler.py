@@ -1,10 +1,16 @@
 """Decides what each step computes. Pure: no torch, no clock, no network; the same commands give the same plans.
 
 A step's plan mixes decodes and prefill chunks: decodes first, one token each, then prefills with what is left of the
-token budget, then new requests, first come first served. While a stream is open in the step, the pace (pacing.py)
-limits how many tokens of prompts ride along; with none open, prompts take the whole budget. A request gets blocks for
-all tokens it knows when it is admitted, so only decodes grow; where one cannot, the youngest running request is
-preempted: its blocks go, its tokens stay, and it waits at the head of the queue to be computed again.
+token budget, then requests that were swapped out, then new ones, first come first served. While a stream is open in
+the step, the pace (pacing.py) limits how many tokens of prompts ride along; with none open, prompts take the whole
+budget. A request gets blocks for all tokens it knows when it is admitted, so only decodes grow; where one cannot, the
+youngest running request is preempted: its blocks go, its tokens stay. Its KV is swapped out to host memory where there
+is room and where that costs less than to compute it again.
+
+A step may be planned while the one before it runs: each request that draws a token there is planned as if the token
+were known, and where it ends the request, what was planned for it is thrown away. Steps run in order, so a later step
+may use what an earlier one computes; but what a step in flight uses (slots, blocks, swap slots) is given to nobody
+until it is done, for transfers do not wait for steps.
 
 Blocks that another worker may read (OFFERED) or that a transfer may write (LANDING, QUARANTINED) are never taken
 away here: they go when the command that ends the transfer says so.
@@ -19,6 +25,7 @@ from typing import Any
 
 from baton.hashing import root_hash
 from baton.ids import AttemptId, BlockIndex
+from engine.batch import Batch, Step
 from engine.block_pool import BlockPool, Hold
 from engine.holdings import Holdings
 from engine.messages import (
@@ -40,9 +47,9 @@ from engine.messages import (
     Tokens,
 )
 from engine.pacing import Pace
-from engine.plan import NewSequence, ScheduledSequence, StepPlan, StepResult
+from engine.plan import ScheduledSequence, StepPlan, StepResult
 from engine.request import Phase, Request
-from engine.step_cost import StepShape
+from engine.swap import SwapPool
 
 
 @dataclass(frozen=True)
@@ -71,19 +78,20 @@ class SchedulerCounters:
 
 
 class Scheduler:
-    def __init__(self, pool: BlockPool, limits: SchedulerLimits) -> None:
+    def __init__(self, pool: BlockPool, limits: SchedulerLimits, swap: SwapPool | None = None) -> None:
+        """Without a swap pool, what is preempted is computed again."""
         self.limits = limits
         self.counters = SchedulerCounters()
         self._pool = pool
-        self._holdings = Holdings(pool, limits.block_size)
+        self._holdings = Holdings(pool, swap or SwapPool(0), limits.block_size)
         self._requests: dict[AttemptId, Request] = {}
         self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []  # the longest in the batch first
-        self._num_receiving = 0
+        self._swapped: deque[Request] = deque()
+        self._batch = Batch(limits.max_num_seqs)
         self._blocked: tuple[Request, int, bool] | None = None  # the head of the queue, and when it did not fit
-        self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
-        self._unplanned: list[Request] = []  # have a slot that the runner does not know yet
-        self._planned: list[tuple[Request, ScheduledSequence]] = []
+        self._step = Step()  # being planned
+        self._in_flight: deque[Step] = deque()
+        self._pace: Pace | None = None
         self._events: list[Event] = []
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             AddRequest: self._on_add,
@@ -97,39 +105,47 @@ class Scheduler:
     # --- the step
 
     def handle(self, command: Command) -> None:
-        """Between two steps only."""
         self._handlers[type(command)](command)
 
     def schedule(self, pace: Pace | None = None) -> StepPlan:
-        """The next step; empty when there is nothing to compute. `apply` must follow. Without a pace, only the token
-        budget limits chunks."""
+        """The next step; empty when there is nothing to do. Of each that is not empty the result has to come to
+        `apply`, in order; before it does, the next one may be planned. Without a pace, only the token budget limits
+        chunks, and nothing is swapped out."""
+        self._step, self._pace = Step(), pace
         budget = self.limits.max_num_batched_tokens
-        for request in [r for r in self._running if r.num_uncomputed == 1]:
+        for request in [r for r in self._batch.running if r.num_unplanned == 1 and not self._ends_in_flight(r)]:
             if request.phase is Phase.RUNNING and budget > 0:  # it may have been preempted for an older one
                 budget -= self._plan_decode(request)
-        if not any(_is_open_stream(request) for request, _ in self._planned):
-            pace = None
-        for request in [r for r in self._running if r.num_uncomputed > 1]:
-            budget = self._plan_prefill(request, budget, pace)
-        while self._waiting and (budget > 0 or self._receives(self._waiting[0])):
-            request = self._waiting[0]
+        chunk_pace = pace if any(_is_open_stream(request) for request, _ in self._step.rows) else None
+        for request in [r for r in self._batch.running if r.num_unplanned > 1]:
+            budget = self._plan_prefill(request, budget, chunk_pace)
+        while (queue := self._swapped or self._waiting) and (budget > 0 or self._receives(queue[0])):
+            request = queue[0]
             if not self._admit(request):
                 break
-            self._waiting.popleft()
+            queue.popleft()
             if request.phase is Phase.RUNNING:
-                budget = self._plan_prefill(request, budget, pace)
-        new = tuple(map(_new_sequence, self._unplanned))
-        self._unplanned = []
-        return StepPlan(new, tuple(scheduled for _, scheduled in self._planned))
+                budget = self._plan_prefill(request, budget, chunk_pace)
+        plan = self._batch.plan(self._step)
+        if not plan.is_empty:
+            self._in_flight.append(self._step)
+        return plan
 
     def apply(self, result: StepResult) -> None:
-        """Takes in what the step drew."""
+        """Takes in what the oldest step in flight drew."""
+        step = self._in_flight.popleft()
+        self._holdings.moved(step.moves)
         drawn = iter(result.token_ids)
-        planned, self._planned = self._planned, []
-        for request, scheduled in planned:
-            self._computed(request, scheduled.start + scheduled.count)
-            if scheduled.sample:
-                self._append(request, next(drawn))
+        for request, row in step.rows:
+            token_id = next(drawn) if row.sample else None
+            if request.phase is Phase.ENDED:
+                continue  # while the step was in flight
+            self._computed(request, row.start + row.count)
+            if token_id is not None:
+                request.num_drawing -= 1
+                self._append(request, token_id)
+        step.done()
+        self._let_go()
 
     def drain_events(self) -> list[Event]:
         """What has happened since the last call, in order."""
@@ -138,9 +154,10 @@ class Scheduler:
 
     def load(self) -> Load:
         return Load(
-            running=len(self._running),
-            waiting=len(self._waiting) + self._num_receiving,
-            queued_tokens=sum(r.num_uncomputed for r in (*self._waiting, *self._running)),
+            running=len(self._batch.running),
+            waiting=len(self._waiting) + len(self._swapped) + self._batch.num_receiving,
+            swapped=len(self._swapped),
+            queued_tokens=sum(r.num_unplanned for r in (*self._waiting, *self._batch.running)),
             blocks=self._pool.counts(),
         )
 
@@ -153,43 +170,50 @@ class Scheduler:
     def _plan_decode(self, request: Request) -> int:
         new_blocks = self._holdings.grow(request)
         while new_blocks is None:
-            victim = self._youngest_preemptible()
-            self._preempt(victim or request)
-            if victim is None or victim is request:
+            if self._batch.awaits_leaving:
+                return 0
+            victim = self._youngest_preemptible() or request
+            self._preempt(victim)
+            if victim is request:
                 return 0
             new_blocks = self._holdings.grow(request)
         return self._plan(request, 1, new_blocks)
 
     def _plan_prefill(self, request: Request, budget: int, pace: Pace | None) -> int:
         """What is left of the budget: nothing behind a prompt that could not be computed whole."""
-        count = min(request.num_uncomputed, budget)
+        count = min(request.num_unplanned, budget)
         if pace is not None:
-            count = pace.chunk(StepShape.of(s for _, s in self._planned), request.num_computed, count)
-        whole = count == request.num_uncomputed
+            count = pace.chunk(self._step.shape, request.num_planned, count)
+        whole = count == request.num_unplanned
         if count > 0:
             self._plan(request, count, ())
         return budget - count if whole else 0
 
     def _plan(self, request: Request, count: int, new_blocks: tuple[BlockIndex, ...]) -> int:
-        sample = count == request.num_uncomputed
-        if request in self._unplanned:
+        sample = count == request.num_unplanned
+        if self._batch.is_new(request):
             new_blocks = ()  # its block table goes to the runner whole
-        sequence = ScheduledSequence(request.slot, request.num_computed, count, new_blocks, sample)
-        self._planned.append((request, sequence))
+        self._step.add_row(request, ScheduledSequence(request.slot, request.num_planned, count, new_blocks, sample))
         return count
 
     def _youngest_preemptible(self) -> Request | None:
-        planned = {request.slot for request, _ in self._planned}
-        for request in reversed(self._running):
-            if request.task is not Task.PREFILL and request.slot not in planned:
+        for request in reversed(self._batch.running):
+            if request.task is not Task.PREFILL and request not in self._step.users:
                 return request
         return None
 
     def _preempt(self, request: Request) -> None:
         self.counters.preemptions += 1
-        self._stop_running(request)
-        request.phase = Phase.WAITING
-        self._waiting.appendleft(request)
+        if self._is_worth_swapping(request):
+            self._step.add_moves(request, self._holdings.swap_out(request))
+        self._stop_running(request, Phase.LEAVING)
+
+    def _is_worth_swapping(self, request: Request) -> bool:
+        pace, num_tokens = self._pace, request.num_planned
+        if pace is None or not self._holdings.can_swap_out(request):
+            return False
+        num_blocks = -(-num_tokens // self.limits.block_size)
+        return 2 * num_blocks * pace.swap_seconds < pace.cost.prefill_seconds(num_tokens)
 
     def _receives(self, request: Request) -> bool:
         """Whether another worker computes the request's prompt. Once preempted, it is computed here."""
@@ -197,13 +221,13 @@ class Scheduler:
 
     def _admit(self, request: Request) -> bool:
         """Gives the head of the queue its blocks, and a slot if it can run. False: it stays, holding nothing."""
-        if len(self._running) + self._num_receiving >= self.limits.max_num_seqs:
+        if self._batch.is_full:
             return False
         receives = self._receives(request)
-        idle = not self._running and not self._num_receiving
+        idle = self._batch.is_empty
         if self._blocked == (request, self._pool.available, idle):
             return False  # nothing has changed: a long prompt need not be looked up again in every step
-        reserved = self._holdings.reserve(
+        moves = self._holdings.reserve(
             request,
             hold=Hold.LANDING if receives else Hold.ACTIVE,
             # One token has to be computed to draw the next from, unless another worker draws it.
@@ -211,20 +235,21 @@ class Scheduler:
             # What starts without room to grow would be preempted at once.
             growth=0 if request.task is Task.PREFILL or idle else 1,
         )
-        if not reserved:
+        if moves is None:
             self._blocked = (request, self._pool.available, idle)
             return False
         first_time = request.num_cached is None
         if first_time:
-            request.num_cached = min(request.num_computed, request.add.num_prompt_tokens)
+            request.num_cached = min(request.num_planned, request.add.num_prompt_tokens)
             self.counters.prefix_queries += len(request.tokens)
-            self.counters.prefix_hits += request.num_computed
+            self.counters.prefix_hits += request.num_planned
         if receives:
             request.phase = Phase.RECEIVING
-            self._num_receiving += 1
+            self._batch.num_receiving += 1
             self._events.append(Reserved(request.id, self._holdings.refs(request), request.num_hit_blocks))
             return True
-        self._start_running(request)
+        self._step.add_moves(request, moves)
+        self._batch.start(request)
         if request.task is Task.PREFILL and first_time:
             self._offer(request)
         return True
@@ -235,18 +260,19 @@ class Scheduler:
         if request.num_hit_blocks:
             self._events.append(Sealed(request.id, request.num_hit_blocks))
 
-    def _start_running(self, request: Request) -> None:
-        request.phase = Phase.RUNNING
-        request.slot = self._free_slots.pop()
-        self._running.append(request)
-        self._unplanned.append(request)
+    def _stop_running(self, request: Request, phase: Phase) -> None:
+        """What it holds goes now, or when the last step in flight that uses it is done."""
+        self._batch.stop(request, phase)
+        self._let_go()
 
-    def _stop_running(self, request: Request) -> None:
-        self._running.remove(request)
-        if request in self._unplanned:
-            self._unplanned.remove(request)
-        self._free_slots.append(request.slot)
-        self._holdings.release(request)
+    def _let_go(self) -> None:
+        for request in self._batch.let_go():
+            self._holdings.release(request)
+            if request.phase is Phase.ENDED:
+                self._holdings.forget_swapped(request)
+            else:
+                request.phase = Phase.SWAPPED if request.swapped else Phase.WAITING
+                (self._swapped if request.swapped else self._waiting).appendleft(request)
 
     # --- progress
 
@@ -273,21 +299,33 @@ class Scheduler:
             stops_model = token_id in self.limits.eos_token_ids and not sampling.ignore_eos
             if stops_model or token_id in sampling.stop_token_ids:
                 return EndReason.STOP
-        at_most = sampling.max_tokens
-        if len(request.tokens) >= self.limits.max_model_len or (
-            at_most is not None and request.num_generated >= at_most
-        ):
-            return EndReason.LENGTH
-        return None
+        return EndReason.LENGTH if self._is_full(request, len(request.tokens)) else None
+
+    def _is_full(self, request: Request, num_tokens: int) -> bool:
+        at_most = request.add.sampling.max_tokens
+        return num_tokens >= self.limits.max_model_len or (
+            at_most is not None and num_tokens - request.add.num_prompt_tokens >= at_most
+        )
+
+    def _ends_in_flight(self, request: Request) -> bool:
+        """Whether it will have ended when the steps in flight are done, whatever they draw."""
+        return request.num_drawing > 0 and (
+            request.task is Task.PREFILL or self._is_full(request, request.num_tokens)
+        )  # fmt: skip
 
     def _end(self, request: Request, reason: EndReason, message: str = "") -> None:
-        if request.phase is Phase.RUNNING:
-            self._stop_running(request)
-        elif request.phase is Phase.RECEIVING:
-            self._num_receiving -= 1
-            self._holdings.release(request)
-        else:
-            self._waiting.remove(request)
+        match request.phase:
+            case Phase.RUNNING:
+                self._stop_running(request, Phase.ENDED)
+            case Phase.RECEIVING:
+                self._batch.num_receiving -= 1
+                self._holdings.release(request)
+            case Phase.WAITING:
+                self._waiting.remove(request)
+            case Phase.SWAPPED:
+                self._swapped.remove(request)
+                self._holdings.forget_swapped(request)
+        request.phase = Phase.ENDED  # one that is LEAVING already goes with its last step
         del self._requests[request.id]
         self._events.append(Ended(request.id, reason, message))
 
@@ -323,8 +361,8 @@ class Scheduler:
         if request is None:
             return
         self._holdings.commit(request)
-        self._num_receiving -= 1
-        self._start_running(request)
+        self._batch.num_receiving -= 1
+        self._batch.start(request)
         self._append(request, command.first_token)
 
     def _on_drop_landing(self, command: DropLanding) -> None:
@@ -349,14 +387,4 @@ class Scheduler:
 
 def _is_open_stream(request: Request) -> bool:
     """Whether somebody waits for its next token: the last token of a prompt is a decode to the runner alone."""
-    return request.num_generated > 0 and request.task is not Task.PREFILL
-
-
-def _new_sequence(request: Request) -> NewSequence:
-    return NewSequence(
-        slot=request.slot,
-        token_ids=tuple(request.tokens),
-        num_prompt_tokens=request.add.num_prompt_tokens,
-        block_table=tuple(request.blocks),
-        sampling=request.add.sampling,
-    )
+    return request.num_generated + request.num_drawing > 0 and request.task is not Task.PREFILL

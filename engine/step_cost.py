@@ -62,6 +62,10 @@ class Coefficients:
             + self.chunk_attended * shape.chunk_attended
         )
 
+    def prefill_seconds(self, num_tokens: int) -> float:
+        """What it takes to compute so many tokens from the first on, beside other work."""
+        return self.token * num_tokens + self.chunk_attended * num_tokens * (num_tokens + 1) / 2
+
     def tokens_within(self, seconds: float, start: int, most: int) -> int:
         """The longest chunk from position `start` that costs no more than `seconds`; at most `most` tokens.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from array import array
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from engine.loader import LoadedModel, load_model
 from engine.pacing import Pacer
 from engine.runner import ModelRunner
 from engine.scheduler import Scheduler, SchedulerLimits
+from engine.swap import SwapPool
 from kvtransfer.memory import HostMemory, PoolMemory
 from worker.device_memory import DeviceMemory
 
@@ -66,7 +68,8 @@ def build(config: WorkerConfig, model: LoadedModel, device: torch.device, metric
             "%d blocks of %d tokens hold %d tokens, fewer than the model's %d: longer requests are refused",
             num_blocks, layout.block_size, max_model_len, wanted_len,
         )  # fmt: skip
-    cache, memory, generations = _pool(layout, num_blocks, device)
+    num_swap_slots = int(config.cache.swap_space * 2**30) // layout.block_bytes
+    cache, memory, generations = _pool(layout, num_blocks, num_swap_slots, device)
     runner = ModelRunner(
         model.decoder,
         cache,
@@ -86,11 +89,12 @@ def build(config: WorkerConfig, model: LoadedModel, device: torch.device, metric
             eos_token_ids=frozenset(model.eos_token_ids),
             model_fingerprint=model.fingerprint,
         ),
+        SwapPool(num_swap_slots),
     )
     objective_ms = config.scheduler.itl_objective_ms
     log.info("KV pool: %d blocks of %d KiB (%s) on %s", num_blocks, layout.block_bytes // 1024, layout, device)
     return Built(
-        engine=Engine(scheduler, runner, metrics, pacer=Pacer(objective_ms / 1000) if objective_ms else None),
+        engine=Engine(scheduler, runner, metrics, pacer=Pacer(objective_ms / 1000 or math.inf)),
         layout=layout,
         memory=memory,
         vocab_size=model.spec.vocab_size,
@@ -106,7 +110,9 @@ def _device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _pool(layout: KVLayout, num_blocks: int, device: torch.device) -> tuple[KVCache, PoolMemory, Generations]:
+def _pool(
+    layout: KVLayout, num_blocks: int, num_swap_slots: int, device: torch.device
+) -> tuple[KVCache, PoolMemory, Generations]:
     """On a CPU the pool lies in shared memory, where neighbours on the host can read it."""
     if device.type == "cpu":
         try:
@@ -114,7 +120,7 @@ def _pool(layout: KVLayout, num_blocks: int, device: torch.device) -> tuple[KVCa
         except OSError as error:
             size = num_blocks * layout.block_bytes >> 20
             raise ConfigError(f"a KV pool of {size} MiB cannot be made ({error}); lower --kv-blocks") from None
-        return KVCache(layout, num_blocks, device, host.blocks), host, host.generations
+        return KVCache(layout, num_blocks, device, host.blocks, num_swap_slots), host, host.generations
     generations = array("Q", bytes(8 * num_blocks))
-    cache = KVCache(layout, num_blocks, device)
+    cache = KVCache(layout, num_blocks, device, num_swap_slots=num_swap_slots)
     return cache, DeviceMemory(cache, generations), generations

@@ -28,7 +28,7 @@ from baton.model_files import local_directory
 from baton.rpc import Health, bind, server_options
 from baton.v1 import inference_pb2, transfer_pb2, worker_pb2, worker_pb2_grpc
 from discovery import Redis, Registration, WorkerRecord, WorkerRole, connect
-from engine.engine import EngineThread
+from engine.thread import EngineThread
 from worker.build import Built, build, load
 from worker.core import WorkerCore
 from worker.role import Role, SendCommand

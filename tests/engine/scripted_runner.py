@@ -7,9 +7,10 @@ a wrong block table, a missing chunk or a block freed too early shows as an erro
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 
 from baton.ids import BlockIndex
-from engine.plan import NewSequence, StepPlan, StepResult
+from engine.plan import Move, MoveKind, NewSequence, StepPlan, StepResult
 
 VOCAB = 50
 
@@ -32,6 +33,8 @@ class ScriptedRunner:
         self.kv: dict[BlockIndex, dict[int, int]] = {}
         self.tokens: dict[int, list[int]] = {}
         self.tables: dict[int, list[BlockIndex]] = {}
+        self.swapped: dict[int, dict[int, int]] = {}
+        self.moves: Counter[MoveKind] = Counter()
         self.steps = 0
         self.computed_tokens = 0
         self.largest_step = 0
@@ -43,6 +46,8 @@ class ScriptedRunner:
         self.steps += 1
         self.computed_tokens += plan.num_tokens
         self.largest_step = max(self.largest_step, plan.num_tokens)
+        for move in plan.moves:
+            self._move(move)
         for new in plan.new:
             self._fill(new)
         slots = [s.slot for s in plan.scheduled]
@@ -60,6 +65,14 @@ class ScriptedRunner:
                 tokens.append(next_token(read))
                 drawn.append(tokens[-1])
         return StepResult(tuple(drawn))
+
+    def _move(self, move: Move) -> None:
+        source = self.swapped[move.source] if move.kind is MoveKind.SWAP_IN else self.kv[BlockIndex(move.source)]
+        if move.kind is MoveKind.SWAP_OUT:
+            self.swapped[move.target] = dict(source)
+        else:
+            self.kv[BlockIndex(move.target)] = dict(source)
+        self.moves[move.kind] += 1
 
     def _fill(self, new: NewSequence) -> None:
         self.tokens[new.slot] = list(new.token_ids)

@@ -11,7 +11,7 @@ from baton.ids import BlockIndex
 from baton.sampling import SamplingParams
 from engine.kv_cache import KVCache
 from engine.loader import LoadedModel
-from engine.plan import NewSequence, ScheduledSequence, StepPlan
+from engine.plan import Move, MoveKind, NewSequence, ScheduledSequence, StepPlan
 from engine.runner import ModelRunner
 from tests.checkpoints import build_model, greedy
 from tests.engine.driver import Driver
@@ -77,6 +77,25 @@ def test_blocks_filled_by_another_runner_serve_as_well(loaded: Callable[[str], L
         tokens += destination.run(plan).token_ids
         new = ()
     assert tokens == expected
+
+
+def test_swapped_blocks_serve_as_well_wherever_they_come_back(loaded: Callable[[str], LoadedModel]) -> None:
+    prompt = [3, 1, 4, 1, 5, 9, 2, 6, 5]
+    model = loaded("qwen2")
+    cache = KVCache(model.kv_layout(BLOCK_SIZE), 8, num_swap_slots=4)
+    runner = ModelRunner(model.decoder, cache, max_num_seqs=2, max_model_len=24)
+    tokens = list(
+        runner.run(StepPlan((_new(0, prompt, _blocks(6, 1, 4)),), (ScheduledSequence(0, 0, 9, (), True),))).token_ids
+    )
+    out = [Move(MoveKind.SWAP_OUT, block, slot) for block, slot in ((6, 3), (1, 0), (4, 2))]
+    assert runner.run(StepPlan((), (), tuple(out))).move_seconds > 0
+    cache.tensor.fill_(float("nan"))
+    moves = [Move(MoveKind.SWAP_IN, slot, block) for slot, block in ((3, 0), (0, 7), (2, 5))]
+    copy = Move(MoveKind.COPY, 5, 2)
+    new = (_new(1, [*prompt, *tokens], _blocks(0, 7, 2), num_prompt_tokens=9),)
+    tokens += runner.run(StepPlan(new, (ScheduledSequence(1, 9, 1, (), True),), (*moves, copy))).token_ids
+    assert tokens == greedy(build_model("qwen2"), prompt, 2)
+    assert not cache.tensor[5, :, :, :, 1:].any(), "what was copied from is as it was"
 
 
 def test_a_slot_forgets_its_last_request(loaded: Callable[[str], LoadedModel]) -> None:

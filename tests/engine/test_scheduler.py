@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections import defaultdict
+from collections import defaultdict, deque
 
 import pytest
 from hypothesis import given, settings
@@ -33,15 +34,26 @@ from engine.messages import (
     Task,
     Tokens,
 )
-from engine.pacing import Pacer
+from engine.pacing import Pace, Pacer
+from engine.plan import MoveKind, StepPlan
 from engine.scheduler import Scheduler, SchedulerLimits
+from engine.step_cost import Coefficients
+from engine.swap import SwapPool
 from tests.engine.scripted_runner import ScriptedRunner, continuation, next_token
 
 BLOCK = 4
 ROOT = root_hash(b"model")
 
 
+@pytest.fixture(autouse=True, params=["one by one", "overlapped"])
+def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Harness, "overlap", request.param == "overlapped")
+
+
 class Harness:
+    overlap = False
+    """Each step is planned before the one before it is run: whatever is taken away or given out too early is seen."""
+
     def __init__(
         self,
         blocks: int = 64,
@@ -50,14 +62,20 @@ class Harness:
         max_len: int = 128,
         caching: bool = True,
         clock: Clock | None = None,
+        swap: int = 0,
+        pacer: Pacer | None = None,
     ):
         """With a clock, prompts are paced by what it says."""
         self.runner = ScriptedRunner(BLOCK)
         self.pool = BlockPool(blocks, enable_prefix_caching=caching, on_take=self.runner.on_take)
         limits = SchedulerLimits(BLOCK, seqs, budget, max_len, frozenset(), b"model")
-        self.scheduler = Scheduler(self.pool, limits)
-        pacer = Pacer(0.1) if clock is not None else None
+        self.swap = SwapPool(swap)
+        self.scheduler = Scheduler(self.pool, limits, self.swap)
+        if clock is not None:
+            pacer = Pacer(0.1)
+        self.clock = clock
         self.engine = Engine(self.scheduler, self.runner, pacer=pacer, clock=clock)
+        self.in_flight: deque[StepPlan] = deque()
         self.tokens: dict[AttemptId, list[int]] = defaultdict(list)
         self.ended: dict[AttemptId, Ended] = {}
         self.cached: dict[AttemptId, int] = {}
@@ -72,11 +90,22 @@ class Harness:
         return request_id
 
     def step(self) -> bool:
-        stepped = self.engine.step()
+        stepped = self.overlapped_step() if self.overlap else self.engine.step()
         self.take_events()
         counts = self.pool.counts()
         assert counts.total == self.pool.num_blocks
         return stepped
+
+    def overlapped_step(self) -> bool:
+        plan = self.engine.plan()
+        if not plan.is_empty:
+            self.in_flight.append(plan)
+        if len(self.in_flight) == 2 or (plan.is_empty and self.in_flight):
+            began = self.clock.now() if self.clock else 0.0
+            result = self.runner.run(self.in_flight.popleft())
+            self.engine.take_in(result, self.clock.now() - began if self.clock else 0.0)
+            return True
+        return not plan.is_empty
 
     def take_events(self) -> None:
         for event in self.engine.drain_events():
@@ -100,7 +129,10 @@ class Harness:
 
     def idle(self) -> bool:
         counts = self.pool.counts()
-        return counts.active == counts.offered == counts.landing == counts.quarantined == 0
+        return (
+            counts.active == counts.offered == counts.landing == counts.quarantined == 0
+            and self.swap.available == self.swap.num_slots
+        )
 
 
 class RestlessClock:
@@ -154,14 +186,41 @@ def test_a_shared_prefix_is_hit_and_not_computed_again():
     assert h.tokens[first] == h.tokens[second]
 
 
-def test_a_fully_cached_prompt_computes_its_last_block_again():
+def test_of_a_fully_cached_prompt_one_token_is_computed_in_a_copy_of_the_last_block():
     h = Harness()
     h.add("a", prompt_of(32))
     h.run()
+    before = h.runner.computed_tokens
     again = h.add("b", prompt_of(32))
     h.run()
-    assert h.cached[again] == 28
+    assert h.cached[again] == 31
+    assert h.runner.computed_tokens - before == 1 + 4
+    assert h.runner.moves == {MoveKind.COPY: 1}
     assert h.tokens[again] == continuation(prompt_of(32), 5)
+    assert h.idle()
+
+
+def test_a_block_that_two_requests_end_in_is_written_by_neither():
+    h = Harness()
+    first, second = (h.add(name, prompt_of(32), count=9) for name in "ab")
+    h.run()
+    third = h.add("c", prompt_of(32), count=9)
+    h.step()
+    before = dict(h.runner.kv[h.pool.find(block_hashes(ROOT, prompt_of(32), BLOCK)[-1], prompt_of(32)[-BLOCK:])])
+    h.run()
+    assert h.runner.kv[h.pool.find(block_hashes(ROOT, prompt_of(32), BLOCK)[-1], prompt_of(32)[-BLOCK:])] == before
+    for request in (first, second, third):
+        assert h.tokens[request] == continuation(prompt_of(32), 9)
+
+
+def test_without_room_for_a_copy_the_last_block_is_computed_again():
+    h = Harness(blocks=8, max_len=32)
+    h.add("a", prompt_of(28), count=1)
+    h.run()
+    again = h.add("b", prompt_of(28), count=4)
+    h.run()
+    assert h.tokens[again] == continuation(prompt_of(28), 4)
+    assert h.idle()
 
 
 def test_a_block_computed_again_takes_the_name_over_so_that_its_children_have_a_parent():
@@ -203,6 +262,59 @@ def test_preemption_keeps_every_stream_exact():
     for request, prompt in requests:
         assert h.tokens[request] == continuation(prompt, 30)
     assert h.idle()
+
+
+KNOWN = Coefficients(token=1e-3)
+"""Of a machine where computing a token again costs a millisecond."""
+
+
+def short_of_blocks(monkeypatch: pytest.MonkeyPatch, swap: int, swap_seconds: float) -> Harness:
+    """Eight requests in a pool for three, each answered as if alone."""
+    pace = Pace(math.inf, 1000, KNOWN, swap_seconds)
+    pacer = Pacer()
+    monkeypatch.setattr(pacer, "pace", lambda: pace)
+    h = Harness(blocks=20, seqs=8, max_len=64, swap=swap, pacer=pacer)
+    requests = [(h.add(f"r{i}", prompt_of(12, seed=i), count=30), prompt_of(12, seed=i)) for i in range(8)]
+    h.run()
+    assert h.scheduler.counters.preemptions > 0, "the pool was meant to be too small"
+    for request, prompt in requests:
+        assert h.tokens[request] == continuation(prompt, 30)
+    assert h.idle()
+    return h
+
+
+def test_what_is_swapped_out_comes_back_without_being_computed_again(monkeypatch: pytest.MonkeyPatch):
+    h = short_of_blocks(monkeypatch, swap=200, swap_seconds=1e-6)
+    assert h.runner.moves[MoveKind.SWAP_OUT] > 0
+    assert 0 < h.runner.moves[MoveKind.SWAP_IN] <= h.runner.moves[MoveKind.SWAP_OUT]
+    assert h.runner.computed_tokens == 8 * (12 + 29)
+
+
+def test_what_is_cheaper_to_compute_again_is_not_swapped(monkeypatch: pytest.MonkeyPatch):
+    h = short_of_blocks(monkeypatch, swap=200, swap_seconds=1.0)
+    assert not h.runner.moves
+    assert h.runner.computed_tokens > 8 * (12 + 29)
+
+
+def test_what_finds_no_room_in_host_memory_is_computed_again(monkeypatch: pytest.MonkeyPatch):
+    h = short_of_blocks(monkeypatch, swap=5, swap_seconds=1e-6)
+    assert h.runner.moves[MoveKind.SWAP_OUT] > 0
+    assert h.runner.computed_tokens > 8 * (12 + 29)
+
+
+def test_an_abort_while_swapped_out_frees_the_host_memory(monkeypatch: pytest.MonkeyPatch):
+    pace = Pace(math.inf, 1000, KNOWN, 1e-6)
+    pacer = Pacer()
+    monkeypatch.setattr(pacer, "pace", lambda: pace)
+    h = Harness(blocks=12, seqs=8, max_len=48, swap=200, pacer=pacer)
+    requests = [h.add(f"r{i}", prompt_of(12, seed=i), count=30) for i in range(3)]
+    while not h.scheduler.load().swapped:
+        assert h.step()
+    for request in requests:
+        h.engine.handle(Abort(request))
+    h.run()
+    assert h.idle()
+    assert len(h.ended) == 3
 
 
 def test_stop_token_ends_the_stream_but_not_before_min_tokens():
@@ -254,7 +366,8 @@ def test_aborted_prefill_keeps_its_blocks_until_the_offer_is_released():
     h.step()
     h.engine.handle(Abort(request))
     h.take_events()
-    assert h.ended[request].reason is EndReason.CANCELLED
+    assert h.ended[request].reason is EndReason.CANCELLED, "told at once"
+    h.run()
     assert h.pool.counts().offered == 6
     h.engine.handle(ReleaseOffer(request))
     assert h.idle()
@@ -361,7 +474,14 @@ def test_repeats_and_strangers_change_nothing():
 def test_any_course_of_events_is_exact_and_leaks_nothing(data: st.DataObject):
     clock = RestlessClock(random.Random(data.draw(st.integers(0, 10**6)))) if data.draw(st.booleans()) else None
     budget = data.draw(st.integers(1, 16)) if clock is None else 40
-    h = Harness(blocks=data.draw(st.integers(10, 24)), seqs=4, budget=budget, max_len=40, clock=clock)
+    h = Harness(
+        blocks=data.draw(st.integers(10, 24)),
+        seqs=4,
+        budget=budget,
+        max_len=40,
+        clock=clock,
+        swap=data.draw(st.sampled_from((0, 3, 40))),
+    )
     rng = random.Random(data.draw(st.integers(0, 10**6)))
     heads = [prompt_of(16, seed=s) for s in range(2)]
     prompts: dict[AttemptId, list[int]] = {}

@@ -1,0 +1,182 @@
+"""The thread that owns the engine's state, and the one that computes. They and everyone else exchange messages.
+
+    commands ──► inbox ──► owner: plan ──plans──► compute: run
+                   ▲              │                  │
+                   └──────────────┼──── computed ────┘
+                                  └──► on_events
+
+While a step runs the next one is planned, and waits for the compute thread when that is done; what the step before drew
+is taken in and told meanwhile. The later a step is planned, the more it knows of: a request that comes while one runs
+joins the next one, unless that is planned already. So planning begins when the step in flight has nearly taken as long
+as it is expected to. Where it ends sooner, its result is taken in first, and nothing is lost but the time to plan.
+
+The owner waits for messages alone, the compute thread for plans alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+from baton.clock import Clock, MonotonicClock
+from engine.engine import Engine
+from engine.messages import Command, Ended, EndReason, Event, Load
+from engine.plan import StepPlan, StepResult
+
+log = logging.getLogger(__name__)
+
+_MOST_IN_FLIGHT = 2
+"""One that runs and one that waits for it to end."""
+_PLAN_AT = 0.75
+"""Share of the time that the step in flight is expected to take; a step that was foreseen so badly costs a gap."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    result: StepResult
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    error: BaseException
+
+
+class _Stop:
+    pass
+
+
+class EngineThread:
+    """Runs an engine. `on_events` is called from the engine's thread: it must hand over and return at once."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        on_events: Callable[[list[Event], Load], None],
+        on_failure: Callable[[BaseException], None],
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        """`on_failure` is told when a step raised: all open requests have ended by then, and the engine is dead."""
+        self._engine = engine
+        self._on_events = on_events
+        self._on_failure = on_failure
+        self._clock = clock or MonotonicClock()
+        self._inbox: SimpleQueue[Command | _Computed | _Failed | _Stop] = SimpleQueue()
+        self._plans: SimpleQueue[StepPlan | None] = SimpleQueue()
+        self._in_flight: list[StepPlan] = []
+        self._plan_at = 0.0
+        self._at_rest = True
+        """Nothing could be planned, and nothing has come since."""
+        self._told: Load | None = None
+        self._owner = threading.Thread(target=self._own, name="baton-engine", daemon=True)
+        self._compute = threading.Thread(target=self._run_plans, name="baton-compute", daemon=True)
+
+    def start(self) -> None:
+        self._owner.start()
+        self._compute.start()
+
+    def send(self, command: Command) -> None:
+        """From any thread; what is planned from then on knows of it."""
+        self._inbox.put(command)
+
+    def stop(self, timeout: float = 30.0) -> None:
+        """After the steps in flight."""
+        self._inbox.put(_Stop())
+        for thread in (self._owner, self._compute):
+            if thread.is_alive():
+                thread.join(timeout)
+
+    # --- the owner
+
+    def _own(self) -> None:
+        try:
+            self._tell()  # the first load, before any request
+            while self._take_messages():
+                if self._may_plan():
+                    self._plan()
+                self._tell()
+        except BaseException as error:
+            log.exception("the engine failed; it takes no more requests")
+            try:
+                self._end_all(error)
+            finally:
+                self._on_failure(error)
+        finally:
+            self._plans.put(None)
+
+    def _take_messages(self) -> bool:
+        """All that have come; waits for one where nothing else is to be done. False: stop."""
+        try:
+            message = self._inbox.get(timeout=self._patience())
+            while True:
+                if isinstance(message, _Stop):
+                    return False
+                self._take(message)
+                message = self._inbox.get_nowait()
+        except Empty:
+            return True
+
+    def _patience(self) -> float | None:
+        """Seconds until something is to be done without a message; None: nothing is."""
+        if self._at_rest or len(self._in_flight) == _MOST_IN_FLIGHT:
+            return None
+        return max(0.0, self._plan_at - self._clock.now()) if self._in_flight else 0.0
+
+    def _take(self, message: Command | _Computed | _Failed) -> None:
+        self._at_rest = False
+        if isinstance(message, _Failed):
+            raise message.error
+        if not isinstance(message, _Computed):
+            self._engine.handle(message)
+            return
+        del self._in_flight[0]
+        self._expect()
+        self._engine.take_in(message.result, message.seconds)
+
+    def _may_plan(self) -> bool:
+        if self._at_rest or len(self._in_flight) == _MOST_IN_FLIGHT:
+            return False
+        return not self._in_flight or self._clock.now() >= self._plan_at
+
+    def _plan(self) -> None:
+        plan = self._engine.plan()
+        if plan.is_empty:
+            self._at_rest = True
+            return
+        self._plans.put(plan)
+        self._in_flight.append(plan)
+        if len(self._in_flight) == 1:
+            self._expect()
+
+    def _expect(self) -> None:
+        """The first step in flight begins now."""
+        if self._in_flight:
+            self._plan_at = self._clock.now() + _PLAN_AT * self._engine.predict(self._in_flight[0])
+
+    def _tell(self) -> None:
+        events, load = self._engine.drain_events(), self._engine.load()
+        if events or load != self._told:
+            self._told = load
+            self._on_events(events, load)
+
+    def _end_all(self, error: BaseException) -> None:
+        message = f"the worker's engine failed: {type(error).__name__}: {error}"
+        scheduler = self._engine.scheduler
+        ended: list[Event] = [Ended(i, EndReason.UNAVAILABLE, message) for i in scheduler.open_requests()]
+        self._on_events(ended, scheduler.load())
+
+    # --- the compute thread
+
+    def _run_plans(self) -> None:
+        while (plan := self._plans.get()) is not None:
+            started = self._clock.now()
+            try:
+                result = self._engine.runner.run(plan)
+            except BaseException as error:
+                self._inbox.put(_Failed(error))
+                return
+            self._inbox.put(_Computed(result, self._clock.now() - started))
