@@ -19,7 +19,7 @@ from demo_model.tokenizer import ASSISTANT, BOS, END, SYSTEM, USER
 
 IGNORED = -100
 SYSTEM_PROMPT = "You are baton-tiny, the small model that comes with Baton."
-_WEIGHTS = {"copy": 3, "reverse": 3, "count": 3, "add": 5, "json": 3, "story": 1, "about": 2, "recall": 3}
+_WEIGHTS = {"copy": 3, "reverse": 3, "count": 9, "add": 5, "json": 3, "story": 1, "about": 2, "recall": 3}
 _TOKENS_PER_QUESTION = 18
 _TOKENS_PER_SENTENCE = 11
 _SOFT_BOUNDARIES = (".", "<|end|>")
@@ -124,7 +124,7 @@ def _memory(mix: Mix, rng: random.Random) -> str:
         lead = ""
         if rng.random() < 0.1:
             parts.append(_turn(rng.choice(("copy", "add", "count", "json")), rng))
-    return "".join(parts) + "".join(_turn("copy", rng) for _ in range(3))
+    return "".join(parts) + "".join(_turn(rng.choice(("copy", "count")), rng) for _ in range(3))
 
 
 def _asked(fact: Fact, mix: Mix, rng: random.Random) -> tuple[str, str]:

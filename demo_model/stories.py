@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from demo_model.words import ANIMALS, COLOURS, FOODS, NAMES, PLACES, THINGS
+from demo_model.words import ANIMALS, COLOURS, FOODS, NAMES, PLACES, THINGS, with_articles
 
 _OPENINGS = (
     "Once upon a time there was a {mood} {animal} called {name}.",
@@ -92,5 +92,4 @@ def story(cast: Cast, rng: random.Random) -> str:
     """About 100 words."""
     parts = (_OPENINGS, *rng.choice(_PLOTS))
     values = {name: getattr(cast, name) for name in Cast.__slots__}
-    text = " ".join(rng.choice(part) for part in parts).format(**values)
-    return text.replace(" a orange", " an orange").replace(" a otter", " an otter").replace(" a owl", " an owl")
+    return with_articles(" ".join(rng.choice(part) for part in parts).format(**values))

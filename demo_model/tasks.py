@@ -15,7 +15,7 @@ from zlib import crc32
 
 from demo_model.about import TOPICS
 from demo_model.stories import Cast, story
-from demo_model.words import ANIMALS, COLOURS, FOODS, LIST_WORDS, NAMES, PLACES, THINGS
+from demo_model.words import ANIMALS, COLOURS, FOODS, LIST_WORDS, NAMES, PLACES, THINGS, with_articles
 
 _HELD_OUT_OF = 8
 """One key in so many is kept from training."""
@@ -104,7 +104,7 @@ def filler(rng: random.Random) -> str:
     if rng.random() < 0.06:
         words = ("".join(rng.choices(ascii_lowercase, k=rng.randint(2, 8))) for _ in range(rng.randint(2, 5)))
         return " ".join(words).capitalize() + "."
-    return rng.choice(_FILLERS).format(
+    sentence = rng.choice(_FILLERS).format(
         name=rng.choice(NAMES),
         colour=rng.choice(COLOURS),
         thing=rng.choice(THINGS),
@@ -113,6 +113,7 @@ def filler(rng: random.Random) -> str:
         place=rng.choice(PLACES),
         number=rng.randrange(2, 60),
     )
+    return with_articles(sentence)
 
 
 _FILLERS = (
@@ -203,6 +204,7 @@ def _story(rng: random.Random) -> Turn:
             "Tell me a story about a {animal} and a {colour} {thing}.",
         )
     ).format(animal=cast.animal, name=cast.name, helper=cast.helper, colour=cast.colour, thing=cast.thing)
+    ask = with_articles(ask)
     return Turn("story", ask if "about" in ask else story(cast, rng), ask, story(cast, rng))
 
 

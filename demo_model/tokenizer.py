@@ -27,6 +27,8 @@ CHAT_TEMPLATE = (
     "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+_PAIRS = 200
+"""How often every pair of digits is shown to the tokenizer, so that each becomes one token, "00" to "09" too."""
 _PATTERN = r"\d{1,2}| ?\p{L}+| ?[^\s\p{L}\d]+|\s"
 
 
@@ -47,7 +49,8 @@ def train_tokenizer(directory: Path, seed: int, samples: int = 20_000) -> PreTra
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    tokenizer.train_from_iterator([_text(rng) for _ in range(samples)], trainer)
+    pairs = " ".join(f"{pair:02}" for pair in range(100))
+    tokenizer.train_from_iterator([pairs] * _PAIRS + [_text(rng) for _ in range(samples)], trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,

@@ -32,6 +32,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from demo_model.conversations import IGNORED, Mix, Rows
 from demo_model.history import History
+from demo_model.muon import Muon
 from demo_model.tokenizer import train_tokenizer
 
 CONTEXT = 2048
@@ -72,11 +73,12 @@ PLANS = {
         muon_lr=5e-3,
         adam_lr=4e-3,
         phases=(
-            Phase(300, 64, Mix(length=64, memory=0.6, two_digits=0.7, sentences=0.3, span=64)),
-            Phase(500, 32, Mix(length=128, memory=0.6, two_digits=0.3, sentences=0.3, span=128)),
-            Phase(900, 16, Mix(length=256, memory=0.6, two_digits=0.1, sentences=0.1, span=512)),
-            Phase(1000, 8, Mix(length=512, memory=0.6, two_digits=0.1, sentences=0.1, span=CONTEXT)),
-            Phase(900, 2, Mix(length=CONTEXT, memory=0.6, two_digits=0.1, sentences=0.1, span=CONTEXT)),
+            Phase(400, 32, Mix(length=64, memory=0.6, two_digits=0.7, sentences=0.3, span=64)),
+            Phase(500, 20, Mix(length=128, memory=0.6, two_digits=0.3, sentences=0.3, span=128)),
+            Phase(800, 10, Mix(length=256, memory=0.6, two_digits=0.1, sentences=0.1, span=512)),
+            Phase(900, 8, Mix(length=512, memory=0.6, two_digits=0.1, sentences=0.1, span=CONTEXT)),
+            Phase(450, 4, Mix(length=1024, memory=0.6, two_digits=0.1, sentences=0.1, span=CONTEXT)),
+            Phase(150, 2, Mix(length=CONTEXT, memory=0.6, two_digits=0.1, sentences=0.1, span=CONTEXT)),
         ),
     ),
     "draft": Plan(  # 0.64 million
@@ -88,10 +90,10 @@ PLANS = {
         muon_lr=5e-3,
         adam_lr=4e-3,
         phases=(
-            Phase(300, 64, Mix(length=64, memory=0.6, two_digits=0.7, sentences=0.3, span=64)),
-            Phase(500, 32, Mix(length=128, memory=0.6, two_digits=0.3, sentences=0.3, span=128)),
-            Phase(500, 16, Mix(length=256, memory=0.6, two_digits=0.1, sentences=0.1, span=512)),
-            Phase(400, 4, Mix(length=1024, memory=0.6, two_digits=0.1, sentences=0.1, span=CONTEXT)),
+            Phase(300, 32, Mix(length=64, memory=0.6, two_digits=0.7, sentences=0.3, span=64)),
+            Phase(300, 20, Mix(length=128, memory=0.6, two_digits=0.3, sentences=0.3, span=128)),
+            Phase(300, 10, Mix(length=256, memory=0.6, two_digits=0.1, sentences=0.1, span=512)),
+            Phase(150, 4, Mix(length=1024, memory=0.6, two_digits=0.1, sentences=0.1, span=CONTEXT)),
         ),
     ),
 }
@@ -105,8 +107,9 @@ _SAME_GAIN = 2.0
 _WARM_UP_STEPS = 50
 _NOTED_STEPS = 50
 _SAVED_STEPS = 200
-_COOL_DOWN = 0.3
-"""Of the run, in which the learning rate falls to nothing."""
+_COOL_DOWN = 0.85
+"""Of the run, in which the learning rate falls to nothing. Nearly all of it: what is hard here (which of many facts,
+when to stop counting) is learned as the rate falls, and not before."""
 
 
 class AnswerLoss(torch.nn.Module):
@@ -120,7 +123,7 @@ class AnswerLoss(torch.nn.Module):
         self, token_ids: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         learned = targets != IGNORED
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=_bfloat16_is_fast()):
             # With a mask, positions that jump are not taken for the borders of packed sequences.
             hidden = self.model.model(
                 token_ids, attention_mask=torch.ones_like(token_ids), position_ids=positions, use_cache=False
@@ -128,6 +131,11 @@ class AnswerLoss(torch.nn.Module):
             logits = self.model.lm_head(hidden[learned])
         wanted = targets[learned]
         return F.cross_entropy(logits.float(), wanted), (logits.argmax(-1) == wanted).float().mean()
+
+
+def _bfloat16_is_fast() -> bool:
+    """Whether this CPU multiplies bfloat16 by itself; others are faster with float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def build(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -199,13 +207,13 @@ def _optimizers(model: LlamaForCausalLM, plan: Plan) -> list[tuple[torch.optim.O
     """Muon for the matrices between the layers, AdamW for embeddings and norms; each with its peak rate."""
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.dim() != 2 or "embed" in name]
-    muon = torch.optim.Muon(matrices, lr=plan.muon_lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(matrices, lr=plan.muon_lr, weight_decay=0.1)
     adam = torch.optim.AdamW(others, lr=plan.adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     return [(muon, plan.muon_lr), (adam, plan.adam_lr)]
 
 
 def rate(step: int, steps: int) -> float:
-    """Share of the peak learning rate: a short warm-up, a long plateau, a fall to nothing."""
+    """Share of the peak learning rate: a short warm-up, a short plateau, a long fall to nothing."""
     falling = (steps - step) / (steps * _COOL_DOWN)
     return min(1.0, (step + 1) / _WARM_UP_STEPS, falling)
 

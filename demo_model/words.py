@@ -1,6 +1,9 @@
-"""The words that the generator draws from. Every list is plain, common English; no entry repeats within a list."""
+"""The words that the generator draws from, and their article. Every list is plain, common English; no entry repeats within
+a list."""
 
 from __future__ import annotations
+
+import re
 
 COLOURS = tuple(
     "red blue green yellow white black brown grey pink purple orange golden silver violet crimson turquoise".split()
@@ -23,3 +26,8 @@ LIST_WORDS = (
     *ANIMALS,
     *"apple pear plum cherry bread river forest stone cloud star moon sun rain snow wind leaf tree flower".split(),
 )
+
+
+def with_articles(text: str) -> str:
+    """`text` with "an" for "a" before a vowel."""
+    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)

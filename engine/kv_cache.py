@@ -3,13 +3,12 @@ is the block pool's to know, not ours."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from baton.errors import ConfigError
 from baton.layout import KVLayout
+from engine import memory
 from engine.plan import Move, MoveKind
 
 _HEADROOM = 0.9  # of free device memory; the rest is for activations
@@ -93,21 +92,4 @@ def choose_num_blocks(
 
 
 def _memory_for_pool(device: torch.device) -> int:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * _HEADROOM)
-    with open("/proc/meminfo") as meminfo:
-        fields = dict(line.split(":", 1) for line in meminfo)
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    return int(min(available, _cgroup_room()) * _HOST_SHARE)
-
-
-def _cgroup_room() -> float:
-    """What a container's own limit leaves; infinite without one."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        return float("inf")
-    return float("inf") if limit == "max" else max(0, int(limit) - used)
+    return int(memory.available(device) * (_HEADROOM if device.type == "cuda" else _HOST_SHARE))

@@ -14,6 +14,7 @@ from torch import Tensor
 from baton.errors import CheckpointError, ConfigError
 from baton.layout import KVLayout
 from baton.model_files import in_one_line, model_directory, read_json
+from engine import memory
 from engine.checkpoint import CONFIG, Checkpoint
 from engine.models.decoder import Decoder
 from engine.models.families import FAMILIES, architecture_of, check_fields, model_spec
@@ -84,6 +85,7 @@ def load_model(
         run_dtype = _choose_dtype(dtype, raw, checkpoint.dtype(EMBEDDING))
         show = progress or LoadProgress(directory.name)
         total = sum(prod(shape) for shape in expected.values()) * run_dtype.itemsize
+        _check_room(total, torch.device(device), _DTYPE_NAMES[run_dtype])
         done = 0
 
         def take(name: str) -> Tensor:
@@ -104,6 +106,15 @@ def load_model(
         eos_token_ids=eos_token_ids,
         fingerprint=hashlib.sha256(b"baton.model.v1\n" + identity).digest()[:16],
     )
+
+
+def _check_room(weights: int, device: torch.device, dtype: str) -> None:
+    room = memory.available(device)
+    if weights > room:
+        raise ConfigError(
+            f"the weights take {weights / 2**30:.1f} GiB in {dtype} and {device} has {room / 2**30:.1f} GiB left; "
+            "free some, or serve a smaller model" + (" or a --dtype of 16 bits" if dtype == "float32" else "")
+        )
 
 
 def _interpret(raw: dict[str, Any], dtype: str) -> tuple[Any, ModelSpec]:

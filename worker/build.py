@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from array import array
 from dataclasses import dataclass
 
@@ -46,7 +47,7 @@ class Built:
 def load(config: WorkerConfig) -> tuple[LoadedModel, torch.device]:
     """Raises CheckpointError, ConfigError."""
     device = _device(config.model.device)
-    torch.set_num_threads(config.model.threads or torch.get_num_threads())
+    torch.set_num_threads(_threads(config.model.threads))
     return load_model(config.model.model, config.model.dtype, device), device
 
 
@@ -102,6 +103,16 @@ def build(config: WorkerConfig, model: LoadedModel, device: torch.device, metric
         max_model_len=max_model_len,
         source=str(local_directory(config.model.model) or config.model.model),
     )
+
+
+def _threads(wanted: int) -> int:
+    cores = len(os.sched_getaffinity(0))
+    if wanted > cores:
+        log.warning(
+            "--threads is %d and this process has %d cores: it uses as many threads, for more would be slower",
+            wanted, cores,
+        )  # fmt: skip
+    return min(wanted, cores) or torch.get_num_threads()
 
 
 def _device(wanted: str) -> torch.device:

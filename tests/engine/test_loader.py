@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from baton.clock import ManualClock
 from baton.errors import CheckpointError, ConfigError
+from engine import memory
 from engine.loader import LoadedModel, load_model
 from engine.progress import LoadProgress
 from tests.checkpoints import EOS, build_checkpoint, edit_json
@@ -175,3 +176,13 @@ def test_progress_ends_with_all_bytes_done(llama: Path) -> None:
     load_model(str(llama), progress=lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1]
     assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize(("dtype", "advice"), [("float32", " or a --dtype of 16 bits"), ("bfloat16", "")])
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, advice: str
+) -> None:
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    with pytest.raises(ConfigError, match=rf"the weights take .* GiB in {dtype} and cpu has 0.0 GiB left") as error:
+        load_model(str(llama), dtype)
+    assert error.value.message.endswith(f"serve a smaller model{advice}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from baton.config import CacheConfig, ModelConfig, SchedulerConfig, WorkerConfig
 from baton.metrics import EngineMetrics, Metrics
@@ -50,3 +52,15 @@ def test_a_model_is_served_by_the_name_it_is_given_else_by_its_own(tmp_path: Pat
         (ModelConfig(model=str(tmp_path), served_model_name="mine"), "mine"),
     ):
         assert served_name(WorkerConfig(model=model)) == name
+
+
+def test_more_threads_than_cores_are_not_used_and_said_so(
+    checkpoint: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    before, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    try:
+        load(WorkerConfig(model=ModelConfig(model=str(checkpoint("llama")), threads=cores + 3)))
+        assert torch.get_num_threads() == cores
+        assert f"--threads is {cores + 3} and this process has {cores} cores" in caplog.text
+    finally:
+        torch.set_num_threads(before)
