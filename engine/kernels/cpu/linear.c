@@ -24,6 +24,7 @@ enum {
     FLOATS = ROWS * (DEPTH + 16),
     PART_PANELS = 8, /* most of a part */
     MOST_PANELS = 4, /* at once */
+    AHEAD = 1024,
     SUMS = PART_PANELS * 32,
     PARTS_A_THREAD = 4, /* wanted, so that all threads end at about the same time */
 };

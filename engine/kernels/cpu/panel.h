@@ -20,6 +20,8 @@ typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 #define to_halves NAME(panel_to_halves)
 #define multiply_add NAME(multiply_add)
 #define weights_of NAME(weights_of)
+#define as_floats NAME(as_floats)
+#define as_many_floats NAME(as_many_floats)
 #define widen NAME(widen)
 #define narrow NAME(narrow)
 #define multiply NAME(multiply)
@@ -59,19 +61,24 @@ INLINE void weights_of(vf row[2], const uint16_t *panel, const int dtype) {
     row[1] = (vf)(both & (int32_t)0xffff0000);
 }
 
+INLINE vf as_floats(const uint16_t *x, const int dtype) {
+    if (dtype == FLOAT16) return halves(x);
+    uint16_t raw __attribute__((vector_size(2 * LANES)));
+    memcpy(&raw, x, sizeof raw);
+    return (vf)(__builtin_convertvector(raw, vi) << 16);
+}
+
+/* As much of x as there is, and zeros. */
+INLINE vf as_many_floats(const uint16_t *x, int64_t count, const int dtype) {
+    uint16_t some[LANES] = {0};
+    memcpy(some, x, 2 * (size_t)count);
+    return as_floats(some, dtype);
+}
+
 /* `count` of x to float32; up to LANES - 1 zeros follow them. */
 INLINE void widen(float *to, const uint16_t *x, int64_t count, const int dtype) {
-    for (int64_t i = 0; i < count; i += LANES, to += LANES, x += LANES) {
-        uint16_t last[LANES] = {0};
-        if (count - i < LANES) x = memcpy(last, x, 2 * (size_t)(count - i));
-        vf value;
-        if (dtype == FLOAT16) {
-            value = halves(x);
-        } else {
-            uint16_t raw __attribute__((vector_size(2 * LANES)));
-            memcpy(&raw, x, sizeof raw);
-            value = (vf)(__builtin_convertvector(raw, vi) << 16);
-        }
+    for (; count > 0; count -= LANES, to += LANES, x += LANES) {
+        vf value = count < LANES ? as_many_floats(x, count, dtype) : as_floats(x, dtype);
         memcpy(to, &value, sizeof value);
     }
 }
@@ -81,11 +88,7 @@ INLINE void narrow(uint16_t *y, const float *sums, const uint16_t *bias, int64_t
     for (int64_t i = 0; i < count; i += LANES) {
         const int64_t left = count - i < LANES ? count - i : LANES;
         vf value = load_f(sums + i);
-        if (bias) {
-            float added[LANES];
-            widen(added, bias + i, left, dtype);
-            value += load_f(added);
-        }
+        if (bias) value += as_many_floats(bias + i, left, dtype);
         uint16_t rounded[LANES];
         if (dtype == FLOAT16) {
             to_halves(rounded, value);
@@ -99,9 +102,10 @@ INLINE void narrow(uint16_t *y, const float *sums, const uint16_t *bias, int64_t
     }
 }
 
-/* sums += x panels, of R rows and P neighbouring panels. */
+/* sums += x panels, of R rows and P neighbouring panels. Meanwhile asks for what is at `ahead`, `ask` bytes a k, and for
+ * as much of what is there of the other panels. */
 INLINE void multiply(float *sums, const float *x, int64_t x_stride, const uint16_t *panel, int64_t panel_stride,
-                     int64_t depth, const int dtype, const int R, const int P) {
+                     int64_t depth, const char *ahead, int64_t ask, const int dtype, const int R, const int P) {
     vf sum[MOST_ROWS][2 * MOST_PANELS];
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
@@ -111,7 +115,9 @@ INLINE void multiply(float *sums, const float *x, int64_t x_stride, const uint16
     for (int64_t k = 0; k < depth; k++)
 #pragma GCC unroll 4
         for (int p = 0; p < P; p++) {
+            if (p && R > 2) __asm__ volatile("" ::: "memory"); /* x is read again: registers are full */
             vf row[2];
+            __builtin_prefetch(ahead + p * panel_stride * 2 + k * ask);
             weights_of(row, panel + p * panel_stride + k * WIDTH, dtype);
 #pragma GCC unroll 16
             for (int r = 0; r < R; r++) {
@@ -128,19 +134,19 @@ INLINE void multiply(float *sums, const float *x, int64_t x_stride, const uint16
 
 /* Few rows take several panels at once: a sum can only be added to every fourth cycle. Returns how many it took. */
 INLINE int strip(float *sums, const float *x, int64_t x_stride, const uint16_t *panel, int64_t panel_stride,
-                 int64_t depth, int rows, int panels, const int dtype) {
+                 int64_t depth, const char *ahead, int64_t ask, int rows, int panels, const int dtype) {
 #define STRIP(R, P)                                                              \
     case R:                                                                      \
         if (P > 1 && panels >= P) {                                              \
-            multiply(sums, x, x_stride, panel, panel_stride, depth, dtype, R, P); \
+            multiply(sums, x, x_stride, panel, panel_stride, depth, ahead, ask, dtype, R, P); \
             return P;                                                            \
         }                                                                        \
-        multiply(sums, x, x_stride, panel, panel_stride, depth, dtype, R, 1);    \
+        multiply(sums, x, x_stride, panel, panel_stride, depth, ahead, ask, dtype, R, 1); \
         return 1
     switch (rows) {
         STRIP(1, 4);
         STRIP(2, 2);
-        STRIP(3, 1);
+        STRIP(3, 2);
         STRIP(4, 1);
         STRIP(5, 1);
         STRIP(6, 1);
@@ -175,10 +181,13 @@ INLINE void strips(const Product *product, float *sums, float *x, int64_t first_
             widen(x + r * x_stride, product->x + (first_row + r) * product->x_stride + k, depth, dtype);
         for (int p = 0, taken = 1; p < panels; p += taken) {
             const uint16_t *panel = weight->panels + (first_panel + p) * panel_stride + k * WIDTH;
+            const char *next = (const char *)(panel + panel_stride);
+            const int64_t ask = WIDTH * 2 / count;
             for (int s = 0, r = 0, part; s < count; s++, r += part) {
                 part = (rows - r + count - s - 1) / (count - s);
+                const char *ahead = count == 1 ? (const char *)panel + AHEAD : next + s * ask * depth;
                 taken = strip(sums + r * SUMS + p * WIDTH, x + r * x_stride, x_stride, panel, panel_stride, depth,
-                              part, panels - p, dtype);
+                              ahead, ask, part, count == 1 ? panels - p : 1, dtype);
             }
         }
     }
@@ -212,6 +221,8 @@ static NOINLINE void panel_part(const Product *product, int64_t first_row, int r
 #undef to_halves
 #undef multiply_add
 #undef weights_of
+#undef as_floats
+#undef as_many_floats
 #undef widen
 #undef narrow
 #undef multiply
