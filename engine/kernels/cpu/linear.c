@@ -19,12 +19,12 @@
 #include <cpuid.h>
 
 enum {
-    ROWS = 84,  /* of x in a part: full strips of 6 and of 14; a weight that comes from memory serves so many */
+    ROWS = 84,   /* of x in a part: full strips of 6 and of 14; a weight that comes from memory serves so many */
     DEPTH = 384, /* of k, where several strips share a panel: 12 or 24 kB of weights stay in the first cache */
     FLOATS = ROWS * (DEPTH + 16),
     PART_PANELS = 8, /* most of a part */
     MOST_PANELS = 4, /* at once */
-    AHEAD = 1024,
+    AHEAD = 4096, /* bytes, of what one strip needs next: beyond what the processor would fetch by itself */
     SUMS = PART_PANELS * 32,
     PARTS_A_THREAD = 4, /* wanted, so that all threads end at about the same time */
 };

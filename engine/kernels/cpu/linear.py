@@ -1,6 +1,4 @@
-"""Products with 16-bit weights by the compiled kernel, for processors without 16-bit arithmetic: what linear.c packs once,
-and what it computes of it.
-"""
+"""Products with 16-bit weights by linear.c, for processors without 16-bit arithmetic."""
 
 from __future__ import annotations
 
@@ -15,10 +13,10 @@ _DTYPES = {torch.bfloat16: 1, torch.float16: 2}  # common.h's numbers
 
 
 class PanelLinear:
-    """The only copy of a weight that is needed: in panels, and rows of it can be read back."""
+    """A weight in panels: the only copy that is needed, since rows of it can be read back."""
 
     def __init__(self, kernel: Kernel, weight: Tensor, bias: Tensor | None = None) -> None:
-        """`weight` `[out_features, in_features]`, which need not be kept; `bias` `[out_features]` of the same dtype."""
+        """`weight` `[out_features, in_features]`, which is not kept; `bias` `[out_features]` of the same dtype."""
         assert self.supports(kernel, weight.dtype), f"{weight.dtype} by {kernel.isa.name}"
         assert weight.device.type == "cpu", f"the weight is on {weight.device}"
         assert bias is None or (bias.dtype is weight.dtype and bias.shape == weight.shape[:1])
@@ -52,7 +50,7 @@ class PanelLinear:
     def __call__(self, x: Tensor) -> Tensor:
         """`[num_rows, in_features]` to `[num_rows, out_features]`. Rows of `x` may lie apart."""
         assert x.dtype is self.dtype, f"{x.dtype} for a weight of {self.dtype}"
-        assert x.dim() == 2 and x.shape[1] == self.in_features, f"{tuple(x.shape)} for {self.in_features} features"
+        assert x.shape == (len(x), self.in_features), f"{tuple(x.shape)} for {self.in_features} features"
         if x.stride(1) != 1:
             x = x.contiguous()
         y = torch.empty((len(x), self.out_features), dtype=self.dtype)
@@ -62,7 +60,7 @@ class PanelLinear:
         return y
 
     def rows(self, indices: Tensor) -> Tensor:
-        """`[n, in_features]`: the weight's rows `indices` `[n]`, bit for bit. Raises IndexError for one that is none."""
+        """The weight's rows `indices` `[n]`, bit for bit: `[n, in_features]`. Raises IndexError where one is none."""
         indices = indices.to(torch.int64).contiguous()
         rows = torch.empty((len(indices), self.in_features), dtype=self.dtype)
         read = self._library.baton_linear_unpack(
