@@ -60,8 +60,8 @@ def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
 
 
 def make_embedding(weight: Tensor, tied: Linear | None) -> Embedding:
-    """Rows of `weight` `[vocab_size, hidden_size]`, which is not kept where the product that it is `tied` to can give them
-    back."""
+    """Rows of `weight` `[vocab_size, hidden_size]`; where the product that it is `tied` to can give these back, without
+    keeping it."""
     return tied.rows if isinstance(tied, PanelLinear) else partial(_rows, weight)
 
 
