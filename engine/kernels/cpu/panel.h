@@ -132,7 +132,8 @@ INLINE void multiply(float *sums, const float *x, int64_t x_stride, const uint16
         for (int v = 0; v < 2 * P; v++) memcpy(sums + r * SUMS + v * LANES, &sum[r][v], sizeof(vf));
 }
 
-/* Few rows take several panels at once: a sum can only be added to every fourth cycle. Returns how many it took. */
+/* Few rows take several panels at once, where there are: a sum can only be added to every fourth cycle. Returns how many
+ * panels it took. */
 INLINE int strip(float *sums, const float *x, int64_t x_stride, const uint16_t *panel, int64_t panel_stride,
                  int64_t depth, const char *ahead, int64_t ask, int rows, int panels, const int dtype) {
 #define STRIP(R, P)                                                              \
