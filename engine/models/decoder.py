@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.attention import AttentionBatch
-from engine.models.linear import Linear, make_linear
+from engine.models.linear import Embedding, Linear, make_embedding, make_linear
 from engine.models.rope import cos_sin, inverse_frequencies, rotate
 from engine.models.spec import ModelSpec
 from engine.models.tensors import EMBEDDING, FINAL_NORM, HEAD, layer_prefix
@@ -41,19 +41,18 @@ class Decoder:
     def __init__(self, spec: ModelSpec, take: TakeTensor) -> None:
         """Builds the weights from `take`, each tensor taken once."""
         self.spec = spec
-        self._embedding = take(EMBEDDING)
+        self._embedding, self._head = _take_ends(spec, take)
         self._layers = [_take_layer(spec, layer, take) for layer in range(spec.num_layers)]
         self._final_norm = take(FINAL_NORM)
-        self._head = make_linear(self._embedding if spec.tied_embeddings else take(HEAD))
         self._frequencies = inverse_frequencies(spec.rope, spec.head_dim).to(self.device)
 
     @property
     def device(self) -> torch.device:
-        return self._embedding.device
+        return self._final_norm.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._embedding.dtype
+        return self._final_norm.dtype
 
     def forward(self, token_ids: Tensor, positions: Tensor, attention: AttentionBatch) -> Tensor:
         """Hidden states `[num_tokens, hidden_size]`, normed, of `token_ids` `[num_tokens]` at `positions`.
@@ -61,7 +60,7 @@ class Decoder:
         Writes the tokens' keys and values to the pool that `attention` was made for.
         """
         cos, sin = cos_sin(self._frequencies, positions, self.dtype)
-        hidden = F.embedding(token_ids, self._embedding)
+        hidden = self._embedding(token_ids)
         for index, layer in enumerate(self._layers):
             hidden = hidden + self._attend(index, layer, self._norm(hidden, layer.input_norm), cos, sin, attention)
             hidden = hidden + self._mlp(layer, self._norm(hidden, layer.mlp_norm))
@@ -96,6 +95,12 @@ class Decoder:
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, self.spec.norm_eps)
+
+
+def _take_ends(spec: ModelSpec, take: TakeTensor) -> tuple[Embedding, Linear]:
+    weight = take(EMBEDDING)
+    head = make_linear(weight if spec.tied_embeddings else take(HEAD))
+    return make_embedding(weight, head if spec.tied_embeddings else None), head
 
 
 def _take_layer(spec: ModelSpec, layer: int, take: TakeTensor) -> _Layer:

@@ -1,12 +1,22 @@
-"""Matrix products with weights: the plain one, and oneDNN's with weights packed at load."""
+"""Matrix products with weights: the plain one, and two with weights packed at load. oneDNN's is for processors with
+16-bit arithmetic, our own for those without.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from engine.kernels.cpu.library import Isa, Kernel, load_kernel
+from engine.kernels.cpu.linear import PanelLinear
+
+Embedding = Callable[[Tensor], Tensor]
+"""`[num_tokens]` token ids to their rows `[num_tokens, hidden_size]`."""
 
 
 class Linear(Protocol):
@@ -39,12 +49,42 @@ class PackedLinear:
 
 
 def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
-    """The fastest for the weight's device and dtype.
+    """The fastest for the weight's device and dtype. Where it packs the weight, it keeps no other copy.
 
-    Packing is for 16-bit dtypes on a CPU that oneDNN has kernels for: float32 stays with the products whose rounding
-    the exactness tests compare.
+    Packing is for 16-bit dtypes on a CPU: float32 stays with the products whose rounding the exactness tests compare.
     """
+    kernel = _panel_kernel(weight)
+    if kernel is not None:
+        return PanelLinear(kernel, weight, bias)
     return PackedLinear(weight, bias) if _can_pack(weight) else DenseLinear(weight, bias)
+
+
+def make_embedding(weight: Tensor, tied: Linear | None) -> Embedding:
+    """Rows of `weight` `[vocab_size, hidden_size]`; where the product that it is `tied` to can give these back, without
+    keeping it."""
+    return tied.rows if isinstance(tied, PanelLinear) else partial(_rows, weight)
+
+
+def _rows(weight: Tensor, token_ids: Tensor) -> Tensor:
+    return F.embedding(token_ids, weight)
+
+
+def _panel_kernel(weight: Tensor) -> Kernel | None:
+    """What packs this weight into panels; None where something else is faster, or can do it at all."""
+    if weight.device.type != "cpu" or weight.dtype not in (torch.bfloat16, torch.float16):
+        return None
+    kernel = load_kernel()
+    if kernel is None or not PanelLinear.supports(kernel, weight.dtype) or _has_arithmetic(kernel, weight.dtype):
+        return None
+    return kernel
+
+
+def _has_arithmetic(kernel: Kernel, dtype: torch.dtype) -> bool:
+    """Whether the processor multiplies numbers of `dtype`. What oneDNN says of bfloat16 is not that: it has kernels for
+    every AVX-512, which without avx512_bf16 go by way of float32. Every processor with AMX has avx512_bf16 too."""
+    if dtype is torch.bfloat16:
+        return kernel.isa >= Isa.AVX512_BF16
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
 def _can_pack(weight: Tensor) -> bool:

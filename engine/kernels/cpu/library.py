@@ -47,6 +47,16 @@ class Batch(ctypes.Structure):
     )
 
 
+class Weight(ctypes.Structure):
+    """linear.c's Weight."""
+
+    _fields_ = (
+        ("panels", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("in_features", "out_features", "dtype", "isa")),
+    )
+
+
 @dataclass(frozen=True)
 class Kernel:
     library: ctypes.CDLL
@@ -90,7 +100,18 @@ def load_library(path: Path) -> Kernel:
     library.baton_attend_workspace.restype = number
     library.baton_attend.argtypes = [pointer, number, number, number, ctypes.c_float, pointer, number, pointer, pointer]
     library.baton_attend.restype = None
-    return Kernel(library, Isa(library.baton_best_isa()), parallel)
+    isa = Isa(library.baton_best_isa())
+    library.baton_has_f16c.restype = number
+    if isa >= Isa.AVX2:
+        library.baton_linear.argtypes = [pointer, pointer, pointer, number, number, pointer]
+        library.baton_linear.restype = None
+        library.baton_linear_packed_size.argtypes = [pointer]
+        library.baton_linear_packed_size.restype = number
+        library.baton_linear_pack.argtypes = [pointer, pointer, pointer]
+        library.baton_linear_pack.restype = None
+        library.baton_linear_unpack.argtypes = [pointer, pointer, pointer, number, pointer]
+        library.baton_linear_unpack.restype = number
+    return Kernel(library, isa, parallel)
 
 
 def _openmp() -> ctypes.CDLL:

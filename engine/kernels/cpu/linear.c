@@ -1,0 +1,157 @@
+/* y = x wᵀ + bias for 16-bit weights where there is no 16-bit arithmetic: x, w and bias bfloat16 or float16, sums
+ * float32, one rounding at the end.
+ *
+ * Weights are packed once, at load, into panels of two vectors of columns (of y): [panels][in_features][WIDTH], still
+ * in 16 bits, the last panel filled up with zeros. Work is cut into parts of some neighbouring panels and at most ROWS
+ * rows of x.
+ *
+ * Every element of y is the sum of its products in the order of k, one fused multiply-add a product, from 0, whatever
+ * strips, panels, cuts of k and threads it is computed in. So neither a row's place in the batch, nor its company, nor
+ * the number of threads changes a bit of its result.
+ *
+ * linear.py mirrors Weight. panel.h has the arithmetic.
+ */
+
+#include "common.h"
+
+#if defined(__x86_64__)
+
+#include <cpuid.h>
+
+enum {
+    ROWS = 84,   /* of x in a part: full strips of 6 and of 14; a weight that comes from memory serves so many */
+    DEPTH = 384, /* of k, where several strips share a panel: 12 or 24 kB of weights stay in the first cache */
+    FLOATS = ROWS * (DEPTH + 16),
+    PART_PANELS = 8, /* most of a part */
+    MOST_PANELS = 4, /* at once */
+    AHEAD = 4096, /* bytes, of what one strip needs next: beyond what the processor would fetch by itself */
+    SUMS = PART_PANELS * 32,
+    PARTS_A_THREAD = 4, /* wanted, so that all threads end at about the same time */
+};
+
+typedef struct {
+    uint16_t *panels;
+    const uint16_t *bias; /* or NULL */
+    int64_t in_features, out_features;
+    int64_t dtype, isa;
+} Weight;
+
+typedef struct {
+    const Weight *weight;
+    const uint16_t *x;
+    uint16_t *y;
+    int64_t num_rows, x_stride; /* elements */
+    int64_t blocks, panels_a_part;
+} Product;
+
+BEGIN_TARGET("avx2,fma,f16c")
+#define NAME(x) x##_avx2
+#define LANES 8
+#define MOST_ROWS 6
+#include "panel.h"
+END_TARGET
+
+BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
+#define NAME(x) x##_avx512
+#define LANES 16
+#define MOST_ROWS 14
+#include "panel.h"
+END_TARGET
+
+static int64_t lanes_of(const Weight *weight) { return weight->isa >= AVX512 ? 16 : 8; }
+
+static int64_t panels_of(const Weight *weight) {
+    const int64_t width = 2 * lanes_of(weight);
+    return (weight->out_features + width - 1) / width;
+}
+
+/* Where a column is in a panel's row. Two bfloat16 make a word, of columns that are LANES apart: the lower one is a
+ * float32 when it is shifted up, the higher one when the lower one is masked. */
+static int64_t place(int64_t column, int64_t lanes, int64_t dtype) {
+    return dtype == BFLOAT16 ? column % lanes * 2 + column / lanes : column;
+}
+
+static void product_part(const void *what, int64_t index) {
+    const Product *product = what;
+    const int64_t block = index % product->blocks, first_panel = index / product->blocks * product->panels_a_part;
+    const int64_t first_row = block * product->num_rows / product->blocks;
+    const int rows = (int)((block + 1) * product->num_rows / product->blocks - first_row);
+    const int64_t left = panels_of(product->weight) - first_panel;
+    const int panels = (int)(left < product->panels_a_part ? left : product->panels_a_part);
+    if (product->weight->isa >= AVX512)
+        panel_part_avx512(product, first_row, rows, first_panel, panels);
+    else
+        panel_part_avx2(product, first_row, rows, first_panel, panels);
+}
+
+/* y [num_rows, out_features] of x, whose rows are x_stride elements apart. */
+void baton_linear(const Weight *weight, const Team *team, const uint16_t *x, int64_t x_stride, int64_t num_rows,
+                  uint16_t *y) {
+    Product product = {weight, x, y, num_rows, x_stride, (num_rows + ROWS - 1) / ROWS, PART_PANELS};
+    const int64_t panels = panels_of(weight);
+    if (panels * product.blocks < PART_PANELS * PARTS_A_THREAD * team->threads) product.panels_a_part = MOST_PANELS;
+    const int64_t groups = (panels + product.panels_a_part - 1) / product.panels_a_part;
+    share_out(team, product_part, &product, groups * product.blocks);
+}
+
+typedef struct {
+    const Weight *weight;
+    const uint16_t *rows;
+} Packing;
+
+static void pack_part(const void *what, int64_t panel) {
+    const Packing *packing = what;
+    const Weight *w = packing->weight;
+    const int64_t lanes = lanes_of(w), width = 2 * lanes, in = w->in_features;
+    for (int64_t column = 0; column < width; column++) {
+        const int64_t row = panel * width + column;
+        uint16_t *to = w->panels + panel * in * width + place(column, lanes, w->dtype);
+        for (int64_t k = 0; k < in; k++) to[k * width] = row < w->out_features ? packing->rows[row * in + k] : 0;
+    }
+}
+
+int64_t baton_linear_packed_size(const Weight *weight) {
+    return panels_of(weight) * weight->in_features * 2 * lanes_of(weight);
+}
+
+/* Fills the weight's panels, baton_linear_packed_size elements, from its rows [out_features, in_features]. */
+void baton_linear_pack(const Weight *weight, const Team *team, const uint16_t *rows) {
+    const Packing packing = {weight, rows};
+    share_out(team, pack_part, &packing, panels_of(weight));
+}
+
+typedef struct {
+    const Weight *weight;
+    const int64_t *indices;
+    uint16_t *rows;
+} Unpacking;
+
+static void unpack_part(const void *what, int64_t i) {
+    const Unpacking *unpacking = what;
+    const Weight *w = unpacking->weight;
+    const int64_t lanes = lanes_of(w), width = 2 * lanes, in = w->in_features, row = unpacking->indices[i];
+    const uint16_t *from = w->panels + row / width * in * width + place(row % width, lanes, w->dtype);
+    for (int64_t k = 0; k < in; k++) unpacking->rows[i * in + k] = from[k * width];
+}
+
+/* The rows that were packed, of `count` indices. Returns 0, and does nothing, where one of these is of no row. */
+int64_t baton_linear_unpack(const Weight *weight, const Team *team, const int64_t *indices, int64_t count,
+                            uint16_t *rows) {
+    for (int64_t i = 0; i < count; i++)
+        if (indices[i] < 0 || indices[i] >= weight->out_features) return 0;
+    const Unpacking unpacking = {weight, indices, rows};
+    share_out(team, unpack_part, &unpacking, count);
+    return 1;
+}
+
+#endif
+
+/* Whether AVX2 here comes with what float16 needs, as everywhere but in some virtual machine. */
+int64_t baton_has_f16c(void) {
+#if defined(__x86_64__)
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+#else
+    return 0;
+#endif
+}
