@@ -11,7 +11,6 @@ rows, and on the same machine the same weights.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import random
 import socket
@@ -34,6 +33,7 @@ from demo_model.conversations import IGNORED, Mix, Rows
 from demo_model.history import History
 from demo_model.muon import Muon
 from demo_model.tokenizer import train_tokenizer
+from demo_model.wiring import wire
 
 CONTEXT = 2048
 PROCESSES = 2
@@ -70,40 +70,35 @@ PLANS = {
         layers=4,
         heads=4,
         kv_heads=2,
-        muon_lr=5e-3,
-        adam_lr=4e-3,
+        muon_lr=3e-3,
+        adam_lr=2.5e-3,
         phases=(
-            Phase(400, 32, Mix(length=64, memory=0.6, two_digits=0.7, sentences=0.3, span=64)),
-            Phase(500, 20, Mix(length=128, memory=0.6, two_digits=0.3, sentences=0.3, span=128)),
-            Phase(800, 10, Mix(length=256, memory=0.6, two_digits=0.1, sentences=0.1, span=512)),
-            Phase(900, 8, Mix(length=512, memory=0.6, two_digits=0.1, sentences=0.1, span=CONTEXT)),
-            Phase(450, 4, Mix(length=1024, memory=0.6, two_digits=0.1, sentences=0.1, span=CONTEXT)),
-            Phase(150, 2, Mix(length=CONTEXT, memory=0.6, two_digits=0.1, sentences=0.1, span=CONTEXT)),
+            Phase(300, 20, Mix(length=128, memory=0.5, two_digits=0.3, sentences=0.2, span=CONTEXT)),
+            Phase(500, 10, Mix(length=256, memory=0.5, two_digits=0.1, sentences=0.1, span=CONTEXT)),
+            Phase(500, 8, Mix(length=512, memory=0.5, two_digits=0.1, sentences=0.1, span=CONTEXT)),
+            Phase(250, 4, Mix(length=1024, memory=0.5, two_digits=0.1, sentences=0.1, span=CONTEXT)),
+            Phase(60, 2, Mix(length=CONTEXT, memory=0.5, two_digits=0.1, sentences=0.1, span=CONTEXT)),
         ),
     ),
-    "draft": Plan(  # 0.64 million
+    "draft": Plan(  # 0.68 million
         hidden_size=128,
-        intermediate_size=256,
+        intermediate_size=208,
         layers=3,
-        heads=2,
+        heads=4,
         kv_heads=1,
-        muon_lr=5e-3,
-        adam_lr=4e-3,
+        muon_lr=3e-3,
+        adam_lr=2.5e-3,
         phases=(
-            Phase(300, 32, Mix(length=64, memory=0.6, two_digits=0.7, sentences=0.3, span=64)),
-            Phase(300, 20, Mix(length=128, memory=0.6, two_digits=0.3, sentences=0.3, span=128)),
-            Phase(300, 10, Mix(length=256, memory=0.6, two_digits=0.1, sentences=0.1, span=512)),
-            Phase(150, 4, Mix(length=1024, memory=0.6, two_digits=0.1, sentences=0.1, span=CONTEXT)),
+            Phase(250, 20, Mix(length=128, memory=0.5, two_digits=0.3, sentences=0.2, span=CONTEXT)),
+            Phase(350, 10, Mix(length=256, memory=0.5, two_digits=0.1, sentences=0.1, span=CONTEXT)),
+            Phase(150, 4, Mix(length=1024, memory=0.5, two_digits=0.1, sentences=0.1, span=CONTEXT)),
         ),
     ),
 }
 _HEAD_SIZE = 64
-_ROPE_THETA = 10_000.0
+_ROPE_THETA = 1e7
+"""So large that half of the rotary dimensions hardly turn within the context: what is far away can be found by them."""
 _INITIAL_RANGE = 0.02
-_LOOK_BACK_PAIRS = 6
-"""Of rotary dimensions, those that turn fastest."""
-_LOOK_BACK_GAIN = 4.8
-_SAME_GAIN = 2.0
 _WARM_UP_STEPS = 50
 _NOTED_STEPS = 50
 _SAVED_STEPS = 200
@@ -156,38 +151,8 @@ def build(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
-    _look_back(model, plan)
+    wire(model)
     return model
-
-
-@torch.no_grad()
-def _look_back(model: LlamaForCausalLM, plan: Plan) -> None:
-    """Starts attention near what recall needs; from noise it takes many millions of tokens to find it.
-
-    In the first layer head h attends to the token h + 1 places before: its query and key are the same for every token,
-    by a direction that all embeddings share, and rotary embedding turns them towards that distance. In the other
-    layers a query equals its key, so that a token attends to those that stand behind the same words. The idea of
-    starting attention as it looks after training is "mimetic initialization" (Trockman and Kolter, 2023).
-    """
-    width, size = plan.hidden_size, _HEAD_SIZE
-    shared = torch.randn(width).sign()
-    model.model.embed_tokens.weight += _INITIAL_RANGE * shared
-    one = shared * math.sqrt(2) / width  # times a normed embedding: about 1
-    pairs = torch.arange(_LOOK_BACK_PAIRS)
-    turns = _ROPE_THETA ** (-2 * pairs / size)
-    first, *others = (layer.self_attn for layer in model.model.layers)
-    for head in range(plan.kv_heads):
-        first.k_proj.weight[head * size + pairs] = _LOOK_BACK_GAIN * one
-        first.k_proj.weight[head * size + size // 2 + pairs] = 0.0
-    for head in range(plan.heads):
-        angles = -(head + 1) * turns[:, None]
-        first.q_proj.weight[head * size + pairs] = _LOOK_BACK_GAIN * angles.cos() * one
-        first.q_proj.weight[head * size + size // 2 + pairs] = _LOOK_BACK_GAIN * angles.sin() * one
-    group = plan.heads // plan.kv_heads
-    for attention in others:
-        attention.k_proj.weight *= _SAME_GAIN
-        keys = attention.k_proj.weight.view(plan.kv_heads, 1, size, width)
-        attention.q_proj.weight.copy_(keys.expand(-1, group, -1, -1).reshape(-1, width))
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
