@@ -90,6 +90,12 @@ def load_library(path: Path) -> Kernel:
     library.baton_attend_workspace.restype = number
     library.baton_attend.argtypes = [pointer, number, number, number, ctypes.c_float, pointer, number, pointer, pointer]
     library.baton_attend.restype = None
+    library.baton_draw_workspace.argtypes = [number, number]
+    library.baton_draw_workspace.restype = number
+    library.baton_draw.argtypes = [pointer]
+    library.baton_draw.restype = None
+    library.baton_words.argtypes = [number, ctypes.c_uint64, ctypes.c_uint64, number, pointer]
+    library.baton_words.restype = number
     return Kernel(library, Isa(library.baton_best_isa()), parallel)
 
 
