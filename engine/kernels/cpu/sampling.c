@@ -302,7 +302,10 @@ int64_t baton_draw_workspace(int64_t rows, int64_t vocab_size) { return rows * b
 /* One token a row. The largest is the first of equals, and NaN is larger than all, as in torch. A row that is sampled
  * and whose largest is not finite gives 0, as it does there. */
 void baton_draw(const Drawing *d) {
-    for (int64_t i = 0; i < d->num_banned; i++) put_least(d->logits, d->banned[2 * i] * d->row_stride + d->banned[2 * i + 1], d->dtype);
+    for (int64_t i = 0; i < d->num_banned; i++) {
+        const int32_t *banned = d->banned + 2 * i;
+        put_least(d->logits, banned[0] * d->row_stride + banned[1], d->dtype);
+    }
     if (d->rows >= 2 * d->team.threads)
         share_out(&d->team, row_part, d, d->rows);
     else
