@@ -12,11 +12,11 @@ import torch
 
 from baton.sampling import SamplingParams
 from engine.attention import Span
-from engine.kernels.choice import choose_attention
+from engine.kernels.choice import choose_attention, choose_sampler
 from engine.kv_cache import KVCache
 from engine.models.decoder import Decoder
 from engine.plan import Move, NewSequence, ScheduledSequence, StepPlan, StepResult
-from engine.sampler import Draw, Sampler
+from engine.sampler import Draw
 
 _GREEDY = SamplingParams()
 
@@ -83,7 +83,7 @@ class ModelRunner:
         self._cache = cache
         self._slots = _Slots(max_num_seqs, max_model_len, cache.layout.block_size)
         self._attention = choose_attention(cache, self._slots.block_tables, model.spec.windows)
-        self._sampler = Sampler(eos_token_ids)
+        self._sampler = choose_sampler(model.device, eos_token_ids)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _WORDS = 4
 """Random words of one counter: four neighbouring tokens share it."""
-_LEAST_TEMPERATURE = 1e-6  # below it float32 rounds the others' mass to nothing anyway
+LEAST_TEMPERATURE = 1e-6  # below it float32 rounds the others' mass to nothing anyway
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,27 +41,38 @@ class Draw:
     num_generated: int
     """Tokens drawn for this request before, here or elsewhere."""
 
+    def banned(self, eos_token_ids: Sequence[int]) -> Sequence[int]:
+        """Tokens that would end the answer before `min_tokens`."""
+        if self.num_generated >= self.params.min_tokens:
+            return ()
+        return (*(() if self.params.ignore_eos else eos_token_ids), *self.params.stop_token_ids)
 
-class Sampler:
+
+class Sampler(Protocol):
+    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> list[int]:
+        """One token a row of `logits` `[len(draws), vocab_size]`, of the head's dtype, which it may overwrite.
+
+        Greedy rows get the first of the largest, or of NaN if there is one; others 0 if the largest is not finite.
+        """
+
+
+class ReferenceSampler:
+    """By torch's operations, on any device: what the others are held to."""
+
     def __init__(self, eos_token_ids: Sequence[int]) -> None:
         self._eos_token_ids = tuple(eos_token_ids)
 
     def sample(self, logits: Tensor, draws: Sequence[Draw]) -> list[int]:
-        """One token a row of `logits` `[len(draws), vocab_size]` float32, which it may overwrite."""
         for row, draw in enumerate(draws):
-            if draw.num_generated < draw.params.min_tokens:
-                logits[row, self._ending_ids(draw.params)] = -torch.inf
+            if banned := draw.banned(self._eos_token_ids):
+                logits[row, list(banned)] = -torch.inf
         token_ids: list[int] = logits.argmax(dim=-1).tolist()
         random_rows = [row for row, draw in enumerate(draws) if not draw.params.greedy]
         if random_rows:
-            drawn = _draw(logits[random_rows], [draws[row] for row in random_rows])
+            drawn = _draw(logits[random_rows].float(), [draws[row] for row in random_rows])
             for row, token_id in zip(random_rows, drawn, strict=True):
                 token_ids[row] = token_id
         return token_ids
-
-    def _ending_ids(self, params: SamplingParams) -> list[int]:
-        eos = () if params.ignore_eos else self._eos_token_ids
-        return [*eos, *params.stop_token_ids]
 
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
@@ -88,7 +100,8 @@ def uniforms(seeds: Tensor, positions: Tensor, quads: Tensor) -> Tensor:
 
 
 def probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """What tokens are drawn from: `[num_rows, vocab_size]` float32, unnormalised. Temperature, then top-k, then top-p.
+    """What tokens are drawn from: `[num_rows, vocab_size]` float32, unnormalised, of logits of that dtype. Temperature,
+    then top-k, then top-p.
 
     Tokens that tie with the last one kept are kept too, so that no order of equals has to be chosen.
     """
@@ -97,7 +110,7 @@ def probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32).to(logits.device)[:, None]
 
     logits = logits - logits.amax(dim=-1, keepdim=True)  # the best at 0, so that no temperature makes it infinite
-    logits = logits / column([max(p.temperature, _LEAST_TEMPERATURE) for p in params])
+    logits = logits / column([max(p.temperature, LEAST_TEMPERATURE) for p in params])
     vocab_size = logits.shape[-1]
     limited = [row for row, p in enumerate(params) if 0 < p.top_k < vocab_size]
     if limited:

@@ -67,8 +67,8 @@ class Decoder:
         return self._norm(hidden, self._final_norm)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """`[num_rows, vocab_size]` float32."""
-        return self._head(hidden).float()
+        """`[num_rows, vocab_size]`, of the weights' dtype."""
+        return self._head(hidden)
 
     def _attend(
         self, index: int, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, attention: AttentionBatch

@@ -9,15 +9,38 @@ import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from baton.sampling import SamplingParams
+from engine.kernels.cpu.library import load_kernel
+from engine.kernels.cpu.sampling import CompiledSampler
 from engine.loader import LoadedModel
-from engine.sampler import Draw, Sampler, philox, probabilities, uniforms
+from engine.sampler import Draw, ReferenceSampler, Sampler, philox, probabilities, uniforms
 from tests.engine.driver import Driver
 
 RANDOM = SamplingParams(temperature=1.0, seed=7)
 
+MakeSampler = Callable[[list[int]], Sampler]
 
-def _draw(logits: torch.Tensor, params: SamplingParams, position: int = 10, generated: int = 5) -> int:
-    return Sampler([]).sample(logits[None].clone(), [Draw(params, position, generated)])[0]
+
+def _compiled(eos_token_ids: list[int]) -> Sampler:
+    kernel = load_kernel()
+    assert kernel is not None, "set-up needs a C compiler and builds the sampler; without it it would not be tested"
+    return CompiledSampler(kernel, eos_token_ids)
+
+
+@pytest.fixture(params=[ReferenceSampler, _compiled], ids=["reference", "compiled"])
+def make_sampler(request: pytest.FixtureRequest) -> MakeSampler:
+    make: MakeSampler = request.param
+    return make
+
+
+@pytest.fixture
+def sampler(make_sampler: MakeSampler) -> Sampler:
+    return make_sampler([])
+
+
+def _draw(
+    sampler: Sampler, logits: torch.Tensor, params: SamplingParams, position: int = 10, generated: int = 5
+) -> int:
+    return sampler.sample(logits[None].clone(), [Draw(params, position, generated)])[0]
 
 
 @pytest.mark.parametrize(
@@ -53,18 +76,18 @@ def test_uniforms_are_uniform_and_differ_by_seed_position_and_token() -> None:
     assert len(seen) > 59_900, "32 bits: a few of 60,000 may meet"
 
 
-def test_a_token_on_the_edge_of_the_nucleus_moves_no_other() -> None:
+def test_a_token_on_the_edge_of_the_nucleus_moves_no_other(sampler: Sampler) -> None:
     """Rounding decides whether it is in: where it does not win itself, the same token is drawn."""
     logits = torch.randn(200, generator=torch.Generator().manual_seed(5))
     with_it, without_it = replace(RANDOM, top_k=40), replace(RANDOM, top_k=39)
     edge = int(logits.topk(40).indices[-1])
-    drawn = [(_draw(logits, with_it, p), _draw(logits, without_it, p)) for p in range(300)]
+    drawn = [(_draw(sampler, logits, with_it, p), _draw(sampler, logits, without_it, p)) for p in range(300)]
     assert any(token == edge for token, _ in drawn), "else this shows nothing"
     assert all(token == other for token, other in drawn if token != edge)
 
 
-def test_greedy_takes_the_first_of_the_best() -> None:
-    assert _draw(torch.tensor([0.0, 3.0, 1.0, 3.0]), SamplingParams()) == 1
+def test_greedy_takes_the_first_of_the_best(sampler: Sampler) -> None:
+    assert _draw(sampler, torch.tensor([0.0, 3.0, 1.0, 3.0]), SamplingParams()) == 1
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 3.0])
@@ -95,34 +118,34 @@ def test_rows_of_a_batch_keep_their_own_parameters() -> None:
         assert torch.equal(together[row], probabilities(logits[row : row + 1].clone(), [one])[0])
 
 
-def test_draws_have_the_distribution_of_the_logits() -> None:
+def test_draws_have_the_distribution_of_the_logits(sampler: Sampler) -> None:
     logits = torch.tensor([0.0, 1.0, -1.0, 2.0, -torch.inf])
     draws = [Draw(RANDOM, position, position) for position in range(20000)]
-    counts = Counter(Sampler([]).sample(logits.expand(len(draws), -1).clone(), draws))
+    counts = Counter(sampler.sample(logits.expand(len(draws), -1).clone(), draws))
     expected = logits.softmax(-1) * len(draws)
     assert counts[4] == 0
     chi_square = sum((counts[token] - float(expected[token])) ** 2 / float(expected[token]) for token in range(4))
     assert chi_square < 16.3  # 99.9 % of 3 degrees of freedom
 
 
-def test_what_is_cut_off_is_never_drawn() -> None:
+def test_what_is_cut_off_is_never_drawn(sampler: Sampler) -> None:
     logits = torch.linspace(0, 1, 50)
     for params, allowed in ((replace(RANDOM, top_k=4), range(46, 50)), (replace(RANDOM, top_p=1e-9), [49])):
-        drawn = {_draw(logits, params, position) for position in range(500)}
+        drawn = {_draw(sampler, logits, params, position) for position in range(500)}
         assert drawn == set(allowed)
 
 
-def test_a_draw_depends_on_seed_and_position_and_not_on_the_batch() -> None:
+def test_a_draw_depends_on_seed_and_position_and_not_on_the_batch(sampler: Sampler) -> None:
     logits = torch.randn(500, generator=torch.Generator().manual_seed(3))
     company = [Draw(SamplingParams(), 4, 4), Draw(replace(RANDOM, seed=1, top_k=3), 9, 0), Draw(RANDOM, 10, 5)]
-    assert Sampler([]).sample(logits.expand(3, -1).clone(), company)[2] == _draw(logits, RANDOM)
-    assert len({_draw(logits, RANDOM, position) for position in range(30)}) > 10
-    assert len({_draw(logits, replace(RANDOM, seed=seed)) for seed in range(30)}) > 10
+    assert sampler.sample(logits.expand(3, -1).clone(), company)[2] == _draw(sampler, logits, RANDOM)
+    assert len({_draw(sampler, logits, RANDOM, position) for position in range(30)}) > 10
+    assert len({_draw(sampler, logits, replace(RANDOM, seed=seed)) for seed in range(30)}) > 10
 
 
-def test_ending_tokens_wait_for_min_tokens() -> None:
+def test_ending_tokens_wait_for_min_tokens(make_sampler: MakeSampler) -> None:
     logits = torch.tensor([0.0, 3.0, 2.0, 1.0])
-    sampler = Sampler([1])
+    sampler = make_sampler([1])
 
     def token(generated: int, **fields: object) -> int:
         params = replace(SamplingParams(min_tokens=3, stop_token_ids=(2,)), **fields)  # type: ignore[arg-type]  # fields of mixed types
@@ -135,10 +158,25 @@ def test_ending_tokens_wait_for_min_tokens() -> None:
     assert token(0, stop_token_ids=(), ignore_eos=True) == 1, "nothing ends the answer, so nothing has to wait"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_logits_that_are_not_numbers_have_an_answer(sampler: Sampler, dtype: torch.dtype) -> None:
+    """Greedy: NaN is larger than all, and the first of equals is taken. Else: token 0."""
+    nan, inf = torch.nan, torch.inf
+    for row, greedy in (
+        ([0, nan, inf, nan], 1),
+        ([-inf, inf, 3, inf], 1),
+        ([-inf] * 4, 0),
+        ([-inf, -inf, -1, -inf], 2),
+    ):
+        logits = torch.tensor([[*row, *[-inf] * 600, row[1]]], dtype=dtype)
+        assert _draw(sampler, logits[0], SamplingParams()) == greedy
+        assert _draw(sampler, logits[0], replace(RANDOM, top_k=2, top_p=0.5)) == (2 if greedy == 2 else 0)
+
+
 @pytest.mark.parametrize("temperature", [1e-300, 1e-30, 1e-7])
-def test_a_temperature_next_to_nothing_takes_the_best(temperature: float) -> None:
+def test_a_temperature_next_to_nothing_takes_the_best(sampler: Sampler, temperature: float) -> None:
     logits = torch.tensor([-20.0, 30.0, 29.9, 0.0])
-    assert {_draw(logits, replace(RANDOM, temperature=temperature), position) for position in range(50)} == {1}
+    assert {_draw(sampler, logits, replace(RANDOM, temperature=temperature), position) for position in range(50)} == {1}
 
 
 def test_seeded_streams_are_the_same_alone_in_a_batch_and_after_preemption(

@@ -100,6 +100,12 @@ def load_library(path: Path) -> Kernel:
     library.baton_attend_workspace.restype = number
     library.baton_attend.argtypes = [pointer, number, number, number, ctypes.c_float, pointer, number, pointer, pointer]
     library.baton_attend.restype = None
+    library.baton_draw_workspace.argtypes = [number, number]
+    library.baton_draw_workspace.restype = number
+    library.baton_draw.argtypes = [pointer]
+    library.baton_draw.restype = None
+    library.baton_words.argtypes = [number, ctypes.c_uint64, ctypes.c_uint64, number, pointer]
+    library.baton_words.restype = number
     isa = Isa(library.baton_best_isa())
     library.baton_has_f16c.restype = number
     if isa >= Isa.AVX2:
