@@ -5,10 +5,10 @@ Recall is two steps: gather the words before a number, then find the place where
     … The code of the blue door is 41 72 …      What is the code of the blue door?<|end|><|assistant|>
                          ▲────┴──┘ 4 and 3 back                          ▲────┴────────────┘ 4 and 3 back
 
-Half of the residual stream holds the token's own word, a quarter of the other half, in code, the word 1, 2, 3 and 4
-places back: layer 0 puts them there, a head each. Layer 1 finds where the words 3 and 4 back are the same, for the
-first half of a number, and where the word 1 back is the token and the word 4 back is the same, for its second half; it adds
-the word that stands there. Positions must not blur what is far away, so only the slow half of the rotary dimensions take
+Half of the residual stream holds the token's own word; the other half, in code, the words 1, 2, 3 and 4 places back,
+which layer 0 puts there, a head each. Layer 1 finds where the words 3 and 4 back are the same, for the first half of a
+number, and where the word 1 back is the token itself and the word 4 back is the same, for its second half; it adds the
+word that stands there. Positions must not blur what is far away, so only the slow half of the rotary dimensions take
 part. All else starts as noise. The idea of starting attention as it looks after training is "mimetic initialization"
 (Trockman and Kolter, 2023).
 """
