@@ -6,24 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from demo_model.history import History
 from demo_model.tokenizer import train_tokenizer
 from demo_model.train import PLANS, build, main, rate
-
-
-def test_first_layer_heads_start_by_looking_one_to_four_tokens_back(tmp_path: Path) -> None:
-    tokenizer = train_tokenizer(tmp_path, seed=0, samples=500)
-    torch.manual_seed(0)
-    model = build(PLANS["checkpoint"], tokenizer)
-    model.set_attn_implementation("eager")
-    ids = tokenizer("The code of the blue door is 4172. The sun was warm and the river was quiet.").input_ids
-    with torch.inference_mode():
-        attention = model(torch.tensor([ids]), output_attentions=True).attentions[0][0]
-    for head, weights in enumerate(attention):
-        back = torch.diagonal(weights, -(head + 1))[4:]
-        assert back.mean() > 0.75, f"head {head} looks elsewhere: {back}"
 
 
 def test_the_rate_warms_up_stays_a_while_and_falls_to_nothing() -> None:
