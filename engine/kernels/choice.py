@@ -1,13 +1,18 @@
-"""Which attention serves a pool."""
+"""Which kernels serve a pool and a model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import torch
 
 from engine.attention import Attention, BlockTables
+from engine.elementwise import ElementWise
 from engine.kernels.cpu.attention import CompiledAttention
+from engine.kernels.cpu.elementwise import CompiledElementWise
 from engine.kernels.cpu.library import load_kernel
 from engine.kernels.reference import ReferenceAttention
+from engine.kernels.torch_elementwise import TorchElementWise
 from engine.kv_cache import KVCache
 
 
@@ -21,3 +26,14 @@ def choose_attention(cache: KVCache, block_tables: BlockTables, windows: Sequenc
         if kernel is not None:
             return CompiledAttention(kernel, cache, block_tables, windows)
     return ReferenceAttention(cache, block_tables, windows)
+
+
+def choose_elementwise(
+    device: torch.device, dtype: torch.dtype, row_sizes: Iterable[int], norm_eps: float
+) -> ElementWise:
+    """As `choose_attention`. `row_sizes`: how many values the rows of hidden states and of activations have."""
+    if device.type == "cpu" and CompiledElementWise.supports(dtype, row_sizes):
+        kernel = load_kernel()
+        if kernel is not None:
+            return CompiledElementWise(kernel, norm_eps)
+    return TorchElementWise(norm_eps)
