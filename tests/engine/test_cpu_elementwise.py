@@ -80,6 +80,13 @@ def test_the_gate_is_the_exact_one_rounded_once(isa: Isa, dtype: str, rows: int,
     close(compiled(hidden, isa).gate(gate_up), exact(hidden).gate(gate_up.float()), dtype)
 
 
+def test_slices_of_different_lengths_share_a_steps_buffer() -> None:
+    gate_up = random("bfloat16", 37, 160)
+    step = compiled(random("bfloat16", 37, 16), ISAS[-1])
+    whole = step.gate(gate_up).clone()
+    assert torch.equal(torch.cat([step.gate(part).clone() for part in gate_up.split(20)]), whole)
+
+
 @every_isa
 def test_the_gate_of_large_and_of_strange_values_is_torchs(isa: Isa) -> None:
     values = [0.0, -0.0, 80.0, -80.0, 1e30, -1e30, -3e38, float("inf"), float("-inf"), float("nan")]

@@ -9,7 +9,7 @@
 
 #define LOG2_E 1.44269504088896341f
 
-/* Values that are worth handing to another thread: some microseconds' work. */
+/* What is worth handing to another thread: some ten microseconds' work. One row never is. */
 enum { PART_VALUES = 16384 };
 
 /* Mirrored by library.py. */
@@ -82,7 +82,7 @@ static void add_norm_part(const void *what, int64_t index) {
     kernels[a->setting->isa].add_norm(a, from, at_most(from + rows, a->num_rows));
 }
 
-/* hidden += delta, where that is not NULL, and out = rms_norm(hidden) * weight: [num_rows, size] each, weight [size]. */
+/* hidden += delta, where that is not NULL; out = rms_norm(hidden) * weight. All [num_rows, size] but weight, [size]. */
 void baton_add_norm(const Setting *setting, char *hidden, const char *delta, const char *weight, char *out,
                     int64_t num_rows, int64_t size, float eps) {
     const AddNorm a = {setting, hidden, delta, weight, out, num_rows, size, eps};
@@ -118,7 +118,9 @@ static void write_token(const Write *w, int64_t token, char *key, const Steps *s
     }
 }
 
-static int64_t token_values(const Write *w) { return (w->num_heads + 2 * w->batch->num_kv_heads) * w->batch->head_dim; }
+static int64_t token_values(const Write *w) {
+    return (w->num_heads + 2 * w->batch->num_kv_heads) * w->batch->head_dim;
+}
 
 static void write_part(const void *what, int64_t index) {
     const Write *w = what;
@@ -152,7 +154,7 @@ void baton_rotate_and_write(const Batch *b, int64_t layer, int64_t num_heads, ch
                             float norm_eps) {
     const int64_t head = b->head_dim * size_of(b->dtype);
     const char *key = qkv + num_heads * head, *value = key + b->num_kv_heads * head;
-    const Write w = {b,   layer,     key, value, stride,     stride,   qkv,
-                     num_heads, cos, sin, query_norm, key_norm, norm_eps};
+    const Write w = {b,         layer, key, value,      stride,   stride,  qkv,
+                     num_heads, cos,   sin, query_norm, key_norm, norm_eps};
     share_out(&b->team, write_part, &w, num_parts(b->num_tokens, token_values(&w)));
 }

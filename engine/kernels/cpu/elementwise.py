@@ -27,42 +27,39 @@ class CompiledElementWise:
 
 
 class CompiledElementWiseStep:
+    """What does not change from layer to layer is looked up once: a call is to cost little more than its kernel."""
+
     def __init__(self, owner: CompiledElementWise, hidden: Tensor) -> None:
         kernel = owner.kernel
         self._library, self._norm_eps = kernel.library, owner.norm_eps
-        self._setting = Setting(DTYPES.index(_name(hidden.dtype)), int(kernel.isa), kernel.team())
-        self._hidden, self._normed = hidden, torch.empty_like(hidden)
-        self._gated = hidden.new_empty(0)
+        self._setting = ctypes.byref(Setting(DTYPES.index(_name(hidden.dtype)), int(kernel.isa), kernel.team()))
+        self._hidden, self._normed, self._gated = hidden, torch.empty_like(hidden), hidden.new_empty(0)
+        self._shape, self._dtype = hidden.shape, hidden.dtype
+        self._addresses = hidden.data_ptr(), self._normed.data_ptr()
         self._check(hidden)
 
     def add_norm(self, delta: Tensor | None, weight: Tensor) -> Tensor:
-        hidden = self._hidden
+        added = None
         if delta is not None:
-            assert delta.shape == hidden.shape, f"{delta.shape} for {hidden.shape}"
             self._check(delta)
+            assert delta.shape == self._shape, f"{delta.shape} for {self._shape}"
+            added = delta.data_ptr()
+        hidden, normed = self._addresses
         self._library.baton_add_norm(
-            ctypes.byref(self._setting),
-            hidden.data_ptr(),
-            None if delta is None else delta.data_ptr(),
-            weight.data_ptr(),
-            self._normed.data_ptr(),
-            *hidden.shape,
-            self._norm_eps,
+            self._setting, hidden, added, weight.data_ptr(), normed, *self._shape, self._norm_eps
         )
         return self._normed
 
     def gate(self, gate_up: Tensor) -> Tensor:
-        num_rows, size = gate_up.shape[0], gate_up.shape[1] // 2
         self._check(gate_up)
+        num_rows, size = gate_up.shape[0], gate_up.shape[1] // 2
         if len(self._gated) < num_rows:
             self._gated = gate_up.new_empty((num_rows, size))
-        self._library.baton_gate(
-            ctypes.byref(self._setting), gate_up.data_ptr(), self._gated.data_ptr(), num_rows, size
-        )
-        return self._gated if len(self._gated) == num_rows else self._gated[:num_rows]
+        self._library.baton_gate(self._setting, gate_up.data_ptr(), self._gated.data_ptr(), num_rows, size)
+        return self._gated[:num_rows]
 
     def _check(self, rows: Tensor) -> None:
-        assert rows.dtype is self._hidden.dtype, f"{rows.dtype} for a stream of {self._hidden.dtype}"
+        assert rows.dtype is self._dtype, f"{rows.dtype} for a stream of {self._dtype}"
         assert rows.is_contiguous(), "rows lie apart"
 
 

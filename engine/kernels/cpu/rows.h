@@ -32,7 +32,7 @@ INLINE void add_norm_row(char *hidden, const char *delta, const char *weight, ch
         store_float(out, at, load_as_float(hidden, at, dtype) * scale * load_as_float(weight, at, dtype), dtype);
 }
 
-/* silu(gate) * up, of gate [size] and up behind it. silu(x) = x / (1 + e^-x), written so that no exponent is positive. */
+/* silu(gate) * up, of gate [size] and up behind it. silu(x) = x / (1 + e^-x), with no positive exponent. */
 INLINE void gate_row(const char *gate_up, char *out, int64_t size, const int dtype) {
     for (int64_t at = 0; at < size; at += LANES) {
         const vf gate = load_as_float(gate_up, at, dtype), up = load_as_float(gate_up, size + at, dtype);
@@ -77,19 +77,19 @@ INLINE void rotate_head(const char *from, char *to, const float *cos, const floa
 }
 
 /* The loops over rows; with a dtype for each, as a constant. */
-#define EACH_DTYPE(dtype, CALL) \
-    switch (dtype) {            \
+#define EACH_DTYPE(dtype, CALL)           \
+    switch (dtype) {                      \
     case FLOAT32: CALL(FLOAT32); break;   \
     case BFLOAT16: CALL(BFLOAT16); break; \
-    default: CALL(FLOAT16);     \
+    default: CALL(FLOAT16);               \
     }
 
 static void NAME(add_norm)(const AddNorm *a, int64_t from, int64_t to) {
     const int64_t bytes = a->size * size_of(a->setting->dtype);
-#define ADD_NORM(dtype)                                                                                             \
-    for (int64_t r = from; r < to; r++)                                                                             \
-    add_norm_row(a->hidden + r * bytes, a->delta ? a->delta + r * bytes : NULL, a->weight, a->out + r * bytes, a->size, \
-                 a->eps, dtype)
+#define ADD_NORM(dtype)                                                                                           \
+    for (int64_t r = from; r < to; r++)                                                                           \
+    add_norm_row(a->hidden + r * bytes, a->delta ? a->delta + r * bytes : NULL, a->weight, a->out + r * bytes,    \
+                 a->size, a->eps, dtype)
     EACH_DTYPE(a->setting->dtype, ADD_NORM)
 #undef ADD_NORM
 }
