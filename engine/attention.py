@@ -32,15 +32,40 @@ class Span:
         return self.start + self.count
 
 
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """By how much a step's query and key heads are turned: two `[num_tokens, head_dim / 2]`, float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """A layer's RMS norms of single heads: weights `[head_dim]`."""
+
+    query: Tensor
+    key: Tensor
+    eps: float
+
+
 class AttentionBatch(Protocol):
     """One step's sequences over one pool. Made once a step, used by every layer."""
+
+    def rotate_and_write(self, layer: int, qkv: Tensor, rotary: Rotary, norms: HeadNorms | None) -> Tensor:
+        """Norms query and key heads, where there are norms, turns them, and writes keys and values.
+
+        `qkv`, `[num_tokens, (num_heads + 2 num_kv_heads) * head_dim]`, belongs to the batch from then on. Returns the
+        query for `attend`.
+        """
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Puts the batch's keys and values, each `[num_tokens, num_kv_heads, head_dim]`, where their positions are."""
 
     def attend(self, layer: int, query: Tensor, window: int | None) -> Tensor:
         """Softmax attention of `query` `[num_tokens, num_heads, head_dim]` to what is written of its sequence, itself
-        included: `[num_tokens, num_heads * head_dim]`. `window`: only to so many last positions."""
+        included: `[num_tokens, num_heads * head_dim]`, good until the batch attends again. `window`: only to so many
+        last positions."""
 
 
 class Attention(Protocol):

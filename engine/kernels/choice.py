@@ -1,16 +1,19 @@
-"""Which attention serves a pool, and which sampler a device."""
+"""Which kernels serve a pool, a model and a device."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from engine.attention import Attention, BlockTables
+from engine.elementwise import ElementWise
 from engine.kernels.cpu.attention import CompiledAttention
+from engine.kernels.cpu.elementwise import CompiledElementWise
 from engine.kernels.cpu.library import load_kernel
 from engine.kernels.cpu.sampling import CompiledSampler
 from engine.kernels.reference import ReferenceAttention
+from engine.kernels.torch_elementwise import TorchElementWise
 from engine.kv_cache import KVCache
 from engine.sampler import ReferenceSampler, Sampler
 
@@ -31,3 +34,14 @@ def choose_sampler(device: torch.device, eos_token_ids: Sequence[int]) -> Sample
     """The compiled sampler for logits on a CPU, where it can be had; the torch reference otherwise."""
     kernel = load_kernel() if device.type == "cpu" else None
     return ReferenceSampler(eos_token_ids) if kernel is None else CompiledSampler(kernel, eos_token_ids)
+
+
+def choose_elementwise(
+    device: torch.device, dtype: torch.dtype, row_sizes: Iterable[int], norm_eps: float
+) -> ElementWise:
+    """As `choose_attention`. `row_sizes`: how many values the rows of hidden states and of activations have."""
+    if device.type == "cpu" and CompiledElementWise.supports(dtype, row_sizes):
+        kernel = load_kernel()
+        if kernel is not None:
+            return CompiledElementWise(kernel, norm_eps)
+    return TorchElementWise(norm_eps)

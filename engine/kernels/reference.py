@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.attention import BlockTables, Span
+from engine.attention import BlockTables, HeadNorms, Rotary, Span
 from engine.kv_cache import KVCache
 
 IntArray = npt.NDArray[np.int64]
@@ -71,6 +71,18 @@ class ReferenceBatch:
         self._block_tables = block_tables
         self._slots = self._vector_slots(spans)
         self._gathers = {window: self._gather(spans, window) for window in windows}
+
+    def rotate_and_write(self, layer: int, qkv: Tensor, rotary: Rotary, norms: HeadNorms | None) -> Tensor:
+        heads = qkv.view(len(qkv), -1, self._head_dim)
+        num_heads, num_kv_heads = heads.shape[1] - 2 * self._num_kv_heads, self._num_kv_heads
+        query_key, value = torch.split(heads, [num_heads + num_kv_heads, num_kv_heads], dim=1)
+        if norms is not None:
+            query, key = torch.split(query_key, [num_heads, num_kv_heads], dim=1)
+            normed = (_norm(query, norms.query, norms.eps), _norm(key, norms.key, norms.eps))
+            query_key = torch.cat(normed, dim=1)
+        query, key = torch.split(_rotate(query_key, rotary), [num_heads, num_kv_heads], dim=1)
+        self.write(layer, key, value)
+        return query
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         slots = self._slots + layer * self._tiles_per_layer * self._block_size
@@ -151,3 +163,14 @@ def _attend_one(query: Tensor, key: Tensor, value: Tensor, view: _View) -> Tenso
         is_causal=view.is_causal,
     )
     return attended.permute(2, 0, 1, 3)
+
+
+def _norm(heads: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(heads, weight.shape, weight, eps)
+
+
+def _rotate(heads: Tensor, rotary: Rotary) -> Tensor:
+    """`heads` `[num_tokens, num_heads, head_dim]`, each pair (i, i + head_dim / 2) turned by its angle, in float32."""
+    cos, sin = rotary.cos[:, None], rotary.sin[:, None]
+    first, second = heads.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(heads.dtype)

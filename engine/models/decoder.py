@@ -9,12 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from engine.attention import AttentionBatch
+from engine.attention import AttentionBatch, HeadNorms, Rotary
+from engine.elementwise import ElementWiseStep
+from engine.kernels.choice import choose_elementwise
 from engine.models.linear import Embedding, Linear, make_embedding, make_linear
-from engine.models.rope import cos_sin, inverse_frequencies, rotate
+from engine.models.rope import inverse_frequencies, rotary
 from engine.models.spec import ModelSpec
 from engine.models.tensors import EMBEDDING, FINAL_NORM, HEAD, layer_prefix
 
@@ -29,8 +30,7 @@ class _Layer:
     input_norm: Tensor
     qkv: Linear
     """Query, key and value heads of a token side by side: `[.., num_heads + 2 num_kv_heads, head_dim]`."""
-    query_norm: Tensor | None
-    key_norm: Tensor | None
+    head_norms: HeadNorms | None
     output: Linear
     mlp_norm: Tensor
     gate_up: Linear
@@ -45,6 +45,8 @@ class Decoder:
         self._layers = [_take_layer(spec, layer, take) for layer in range(spec.num_layers)]
         self._final_norm = take(FINAL_NORM)
         self._frequencies = inverse_frequencies(spec.rope, spec.head_dim).to(self.device)
+        row_sizes = (spec.hidden_size, spec.intermediate_size)
+        self._elementwise = choose_elementwise(self.device, self.dtype, row_sizes, spec.norm_eps)
 
     @property
     def device(self) -> torch.device:
@@ -59,42 +61,27 @@ class Decoder:
 
         Writes the tokens' keys and values to the pool that `attention` was made for.
         """
-        cos, sin = cos_sin(self._frequencies, positions, self.dtype)
+        turns = rotary(self._frequencies, positions)
         hidden = self._embedding(token_ids)
+        step, delta = self._elementwise.step(hidden), None
         for index, layer in enumerate(self._layers):
-            hidden = hidden + self._attend(index, layer, self._norm(hidden, layer.input_norm), cos, sin, attention)
-            hidden = hidden + self._mlp(layer, self._norm(hidden, layer.mlp_norm))
-        return self._norm(hidden, self._final_norm)
+            delta = self._attend(index, layer, step.add_norm(delta, layer.input_norm), turns, attention)
+            delta = self._mlp(layer, step.add_norm(delta, layer.mlp_norm), step)
+        return step.add_norm(delta, self._final_norm)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[num_rows, vocab_size]`, of the weights' dtype."""
         return self._head(hidden)
 
-    def _attend(
-        self, index: int, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, attention: AttentionBatch
-    ) -> Tensor:
-        spec = self.spec
-        split = [spec.num_heads, spec.num_kv_heads]
-        heads = layer.qkv(x).view(len(x), spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
-        query_key, value = torch.split(heads, [spec.num_heads + spec.num_kv_heads, spec.num_kv_heads], dim=1)
-        if layer.query_norm is not None and layer.key_norm is not None:
-            query, key = torch.split(query_key, split, dim=1)
-            query_key = torch.cat((self._norm(query, layer.query_norm), self._norm(key, layer.key_norm)), dim=1)
-        query, key = torch.split(rotate(query_key, cos, sin), split, dim=1)
-        attention.write(index, key, value)
-        return layer.output(attention.attend(index, query, spec.windows[index]))
+    def _attend(self, index: int, layer: _Layer, x: Tensor, turns: Rotary, attention: AttentionBatch) -> Tensor:
+        query = attention.rotate_and_write(index, layer.qkv(x), turns, layer.head_norms)
+        return layer.output(attention.attend(index, query, self.spec.windows[index]))
 
-    def _mlp(self, layer: _Layer, x: Tensor) -> Tensor:
+    def _mlp(self, layer: _Layer, x: Tensor, step: ElementWiseStep) -> Tensor:
         """In slices on a CPU: a long chunk's intermediate values would be fresh pages from the system every time."""
-        slices = torch.split(x, _CPU_MLP_TOKENS) if x.device.type == "cpu" and len(x) > _CPU_MLP_TOKENS else (x,)
-        outputs = []
-        for part in slices:
-            gate, up = layer.gate_up(part).chunk(2, dim=-1)
-            outputs.append(layer.down(F.silu(gate).mul_(up)))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, weight.shape, weight, self.spec.norm_eps)
+        if x.device.type != "cpu" or len(x) <= _CPU_MLP_TOKENS:
+            return layer.down(step.gate(layer.gate_up(x)))
+        return torch.cat([layer.down(step.gate(layer.gate_up(part))) for part in torch.split(x, _CPU_MLP_TOKENS)])
 
 
 def _take_ends(spec: ModelSpec, take: TakeTensor) -> tuple[Embedding, Linear]:
@@ -113,11 +100,14 @@ def _take_layer(spec: ModelSpec, layer: int, take: TakeTensor) -> _Layer:
 
         return make_linear(together("weight"), together("bias") if bias else None)
 
+    head_norms = None
+    if spec.qk_norm:
+        query, key = (take(f"{prefix}self_attn.{name}.weight") for name in ("q_norm", "k_norm"))
+        head_norms = HeadNorms(query, key, spec.norm_eps)
     return _Layer(
         input_norm=take(f"{prefix}input_layernorm.weight"),
         qkv=linear(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), spec.qkv_bias),
-        query_norm=take(f"{prefix}self_attn.q_norm.weight") if spec.qk_norm else None,
-        key_norm=take(f"{prefix}self_attn.k_norm.weight") if spec.qk_norm else None,
+        head_norms=head_norms,
         output=linear(("self_attn.o_proj",), spec.output_bias),
         mlp_norm=take(f"{prefix}post_attention_layernorm.weight"),
         gate_up=linear(("mlp.gate_proj", "mlp.up_proj"), spec.mlp_bias),

@@ -1,4 +1,4 @@
-"""Rotary position embedding: frequencies, and the rotation of query and key heads."""
+"""Rotary position embedding: frequencies and angles. What turns the heads by them is the AttentionBatch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from engine.attention import Rotary
 from engine.models.spec import RopeKind, RopeSpec
 
 
@@ -28,13 +29,6 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int) -> Tensor:
     return frequencies
 
 
-def cos_sin(frequencies: Tensor, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two `[num_tokens, 1, head_dim / 2]` of `dtype`; the angles are computed in float32."""
+def rotary(frequencies: Tensor, positions: Tensor) -> Rotary:
     angles = positions.to(torch.float32)[:, None] * frequencies[None, :]
-    return angles.cos().to(dtype)[:, None], angles.sin().to(dtype)[:, None]
-
-
-def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`heads` `[num_tokens, num_heads, head_dim]`, each pair (i, i + head_dim / 2) turned by its angle."""
-    first, second = heads.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return Rotary(angles.cos(), angles.sin())

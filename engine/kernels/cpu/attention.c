@@ -1,32 +1,17 @@
-/* Paged attention on a CPU: KV write, and attention of a mixed batch of decodes and prefill chunks over block tables.
+/* Paged attention on a CPU: a mixed batch of decodes and prefill chunks over block tables.
  *
- * The pool is [num_blocks, num_layers, 2 (K, V), num_kv_heads, block_size, head_dim]. Work is cut into items of one
- * sequence, one KV head, at most ROWS query rows and, where all of a sequence's queries fit into one item, SPLIT
- * positions: cost follows the tokens that are there. How a sequence is cut depends on the sequence alone, so neither
- * its company in the batch nor the number of threads changes a bit of its result. Positions outside of what an item
- * sees are never read.
- *
- * attention.py mirrors Batch. tile.h has the arithmetic.
+ * Work is cut into items of one sequence, one KV head, at most ROWS query rows and, where all of a sequence's queries
+ * fit into one item, SPLIT positions: cost follows the tokens that are there. How a sequence is cut depends on the
+ * sequence alone, so neither its company in the batch nor the number of threads changes a bit of its result. Positions
+ * outside of what an item sees are never read. tile.h has the arithmetic.
  */
 
-#include "common.h"
+#include "batch.h"
 
-enum { ROWS = 64, TILE = 64, SPLIT = 256, MAX_HEAD_DIM = 256 };
-enum { ROW, START, COUNT, SLOT }; /* of a span */
+enum { ROWS = 64, TILE = 64, SPLIT = 256 };
 
 #define LOG2_E 1.44269504088896341f
 #define NOTHING_YET -1e30f /* finite, so that nothing minus nothing is not NaN */
-
-typedef struct {
-    char *pool;
-    const int32_t *tables; /* block tables, one a slot */
-    int64_t table_stride;
-    const int32_t *spans; /* [num_spans][4], by ascending ROW */
-    int64_t num_spans, num_tokens;
-    int64_t num_layers, num_kv_heads, block_size, head_dim, dtype;
-    int64_t isa;
-    Team team;
-} Batch;
 
 typedef struct {
     int32_t span, kv_head;
@@ -58,19 +43,18 @@ static char nothing[MAX_HEAD_DIM * 4];
 /* What is read for a tile: rows of the pool, and of zeros for positions that the item does not see. */
 static void find_rows(Rows *rows, const Call *call, const Item *item, int tile) {
     const Batch *b = call->batch;
-    const int block_size = (int)b->block_size, size = b->dtype == FLOAT32 ? 4 : 2;
-    const int64_t row = b->head_dim * size, head = block_size * row;
-    const int64_t layer = 2 * b->num_kv_heads * head, block = b->num_layers * layer;
+    const int block_size = (int)b->block_size;
+    const Steps steps = steps_of(b);
     const int32_t *table = b->tables + b->spans[4 * item->span + SLOT] * b->table_stride;
-    char *base = b->pool + call->layer * layer + item->kv_head * head;
+    char *base = b->pool + call->layer * steps.layer + item->kv_head * steps.head;
     int p = 0;
     for (; p < TILE && tile + p < item->first; p++) rows->keys[p] = rows->values[p] = nothing;
     while (p < TILE && tile + p < item->last) {
         int offset = (tile + p) % block_size;
-        char *key = base + table[(tile + p) / block_size] * block + offset * row;
-        for (; offset < block_size && p < TILE && tile + p < item->last; offset++, p++, key += row) {
+        char *key = base + table[(tile + p) / block_size] * steps.block + offset * steps.row;
+        for (; offset < block_size && p < TILE && tile + p < item->last; offset++, p++, key += steps.row) {
             rows->keys[p] = key;
-            rows->values[p] = key + b->num_kv_heads * head;
+            rows->values[p] = key + b->num_kv_heads * steps.head;
         }
     }
     for (; p < TILE; p++) rows->keys[p] = rows->values[p] = nothing;
@@ -121,35 +105,8 @@ static void merge(const Call *call, const Item *item) {
     }
 }
 
-#define NAME(x) x##_generic
-#define LANES 4
-#define DOT 0
-#include "tile.h"
-
-#if defined(__x86_64__)
-
-BEGIN_TARGET("avx2,fma")
-#define NAME(x) x##_avx2
-#define LANES 8
-#define DOT 0
-#include "tile.h"
-END_TARGET
-
-BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
-#define NAME(x) x##_avx512
-#define LANES 16
-#define DOT 0
-#include "tile.h"
-END_TARGET
-
-BEGIN_TARGET("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
-#define NAME(x) x##_avx512_bf16
-#define LANES 16
-#define DOT 1
-#include "tile.h"
-END_TARGET
-
-#endif
+#define EACH_ISA "tile.h"
+#include "each_isa.h"
 
 static void attend_item(const Call *call, const Item *item) {
     switch (call->batch->isa) {
@@ -226,44 +183,4 @@ void baton_attend(const Batch *b, int64_t layer, int64_t window, int64_t num_hea
     call.partials = (float *)(workspace + items_bytes(call.num_items));
     share_out(&b->team, attend_part, &call, call.num_items);
     if (rows) share_out(&b->team, merge_part, &call, call.num_items);
-}
-
-typedef struct {
-    const Batch *batch;
-    int64_t layer;
-    const char *key, *value;
-    int64_t key_stride, value_stride;
-} Write;
-
-enum { WRITE_TOKENS = 64 };
-
-/* Tokens [index * WRITE_TOKENS, (index + 1) * WRITE_TOKENS) of the batch. */
-static void write_part(const void *what, int64_t index) {
-    const Write *w = what;
-    const Batch *b = w->batch;
-    const int64_t size = b->dtype == FLOAT32 ? 4 : 2, row = b->head_dim * size, head = b->block_size * row;
-    const int64_t layer = 2 * b->num_kv_heads * head, block = b->num_layers * layer;
-    const int64_t from = index * WRITE_TOKENS, to = from + WRITE_TOKENS;
-    for (int64_t s = 0; s < b->num_spans; s++) {
-        const int32_t *span = b->spans + 4 * s, *table = b->tables + span[SLOT] * b->table_stride;
-        int64_t token = span[ROW] > from ? span[ROW] : from;
-        const int64_t end = span[ROW] + span[COUNT] < to ? span[ROW] + span[COUNT] : to;
-        for (; token < end; token++) {
-            const int64_t position = span[START] + token - span[ROW];
-            char *at = b->pool + table[position / b->block_size] * block + w->layer * layer;
-            at += position % b->block_size * row;
-            for (int64_t h = 0; h < b->num_kv_heads; h++, at += head) {
-                memcpy(at, w->key + (token * w->key_stride + h * b->head_dim) * size, row);
-                memcpy(at + b->num_kv_heads * head, w->value + (token * w->value_stride + h * b->head_dim) * size, row);
-            }
-        }
-    }
-}
-
-/* Puts keys and values, each [num_tokens, num_kv_heads, head_dim] with strides in elements from token to token, where
- * the spans' positions are. */
-void baton_write(const Batch *b, int64_t layer, const char *key, int64_t key_stride, const char *value,
-                 int64_t value_stride) {
-    Write write = {b, layer, key, value, key_stride, value_stride};
-    share_out(&b->team, write_part, &write, (b->num_tokens + WRITE_TOKENS - 1) / WRITE_TOKENS);
 }

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from baton.layout import KVLayout
-from engine.attention import BlockTables, Span
-from engine.kernels.cpu.library import Batch, Kernel
+from engine.attention import BlockTables, HeadNorms, Rotary, Span
+from engine.kernels.cpu.library import DTYPES, Batch, Kernel
 from engine.kernels.reference import ReferenceAttention, ReferenceBatch
 from engine.kv_cache import KVCache
 
-_DTYPES = ("float32", "bfloat16", "float16")  # by attention.c's numbers
 _MAX_HEAD_DIM = 256
 
 Rows = npt.NDArray[np.int32]
@@ -59,13 +58,13 @@ class CompiledAttention:
             "num_kv_heads": layout.num_kv_heads,
             "block_size": layout.block_size,
             "head_dim": layout.head_dim,
-            "dtype": _DTYPES.index(layout.dtype),
+            "dtype": DTYPES.index(layout.dtype),
             "isa": int(kernel.isa),
         }
 
     @staticmethod
     def supports(layout: KVLayout) -> bool:
-        return layout.dtype in _DTYPES and layout.head_dim % 16 == 0 and 0 < layout.head_dim <= _MAX_HEAD_DIM
+        return layout.dtype in DTYPES and layout.head_dim % 16 == 0 and 0 < layout.head_dim <= _MAX_HEAD_DIM
 
     def batch(self, spans: Sequence[Span]) -> CompiledBatch:
         limit = self._torch_chunk
@@ -107,6 +106,29 @@ class CompiledBatch:
         self._written, self._attended = attention.struct(written), attention.struct(attended)
         self._by_torch = by_torch
         self._needed: dict[int, int] = {}  # bytes of workspace, by window
+        self._output: Tensor | None = None
+        layout = attention.cache.layout
+        self._head_dim, self._num_kv_heads = layout.head_dim, layout.num_kv_heads
+
+    def rotate_and_write(self, layer: int, qkv: Tensor, rotary: Rotary, norms: HeadNorms | None) -> Tensor:
+        """In place: the query is a view of `qkv`."""
+        assert qkv.dtype is self._attention.cache.tensor.dtype, f"{qkv.dtype} for {self._attention.cache.tensor.dtype}"
+        assert rotary.cos.is_contiguous(), "angles lie apart"
+        heads = qkv.view(len(qkv), -1, self._head_dim)
+        num_heads = heads.shape[1] - 2 * self._num_kv_heads
+        self._library.baton_rotate_and_write(
+            ctypes.byref(self._written),
+            layer,
+            num_heads,
+            qkv.data_ptr(),
+            qkv.stride(0),
+            rotary.cos.data_ptr(),
+            rotary.sin.data_ptr(),
+            None if norms is None else norms.query.data_ptr(),
+            None if norms is None else norms.key.data_ptr(),
+            0.0 if norms is None else norms.eps,
+        )
+        return heads[:, :num_heads]
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         key, value = self._rows_of_heads(key), self._rows_of_heads(value)
@@ -116,7 +138,9 @@ class CompiledBatch:
 
     def attend(self, layer: int, query: Tensor, window: int | None) -> Tensor:
         num_tokens, num_heads, head_dim = query.shape
-        output = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype)
+        if self._output is None or self._output.shape != query.shape:
+            self._output = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype)
+        output = self._output
         if self._by_torch is not None:
             self._by_torch.attend_into(output, layer, query, window)
         query, batch, seen = self._rows_of_heads(query), ctypes.byref(self._attended), window or 0

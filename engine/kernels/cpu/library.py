@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 
 _OPENMP = ("libgomp", "libomp", "libiomp5")  # each of them has GOMP_parallel
 
+DTYPES = ("float32", "bfloat16", "float16")
+"""By common.h's numbers."""
+
 
 class Isa(IntEnum):
     """As in common.h; each includes those before it."""
@@ -33,8 +36,14 @@ class Team(ctypes.Structure):
     _fields_ = (("threads", ctypes.c_int64), ("parallel", ctypes.c_void_p))
 
 
+class Setting(ctypes.Structure):
+    """elementwise.c's Setting."""
+
+    _fields_ = (("dtype", ctypes.c_int64), ("isa", ctypes.c_int64), ("team", Team))
+
+
 class Batch(ctypes.Structure):
-    """attention.c's Batch."""
+    """batch.h's Batch."""
 
     _fields_ = (
         ("pool", ctypes.c_void_p),
@@ -94,8 +103,14 @@ def load_library(path: Path) -> Kernel:
     library = ctypes.CDLL(str(path))
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.baton_best_isa.restype = number
-    library.baton_write.argtypes = [pointer, number, pointer, number, pointer, number]
-    library.baton_write.restype = None
+    for name, arguments in {
+        "baton_add_norm": [pointer, pointer, pointer, pointer, pointer, number, number, ctypes.c_float],
+        "baton_gate": [pointer, pointer, pointer, number, number],
+        "baton_write": [pointer, number, pointer, number, pointer, number],
+        "baton_rotate_and_write": [pointer, number, number, pointer, number, *[pointer] * 4, ctypes.c_float],
+    }.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, None
     library.baton_attend_workspace.argtypes = [pointer, number, number]
     library.baton_attend_workspace.restype = number
     library.baton_attend.argtypes = [pointer, number, number, number, ctypes.c_float, pointer, number, pointer, pointer]

@@ -1,21 +1,11 @@
-/* One work item of paged attention, for one instruction set. attention.c includes this once for each, with
- *
- *   NAME(x)  the name of x in this instance
- *   LANES    float32 values of a vector: 4, 8 or 16
- *   DOT      1 where two bfloat16 products are added to a float32 in one instruction (dpbf16)
+/* One work item of paged attention, for one instruction set of each_isa.h.
  *
  * Both matrix products of attention are done by one small GEMM over packed tiles of TILE positions. A tile is packed
  * once for all the query rows of the item, so each key and value is read from the pool once a group of heads.
  * Words of 32 bits are what all matrices here are made of: a float32, or a pair of bfloat16 where DOT is used.
  */
 
-#define vf NAME(vf)
-#define vi NAME(vi)
-#define vh NAME(vh)
-
-typedef float vf __attribute__((vector_size(4 * LANES)));
-typedef int32_t vi __attribute__((vector_size(4 * LANES)));
-typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
+#include "vector.h"
 
 #if LANES == 16
 #define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
@@ -31,13 +21,6 @@ typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 #define MOST_VECTORS 2
 #endif
 
-#define load_f NAME(load_f)
-#define splat NAME(splat)
-#define larger NAME(larger)
-#define largest_of NAME(largest_of)
-#define sum_of NAME(sum_of)
-#define exp2_of NAME(exp2_of)
-#define load_as_float NAME(load_as_float)
 #define transpose NAME(transpose)
 #define pack_keys NAME(pack_keys)
 #define pack_values NAME(pack_values)
@@ -46,70 +29,6 @@ typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 #define product_rows NAME(product_rows)
 #define product NAME(product)
 #define softmax_row NAME(softmax_row)
-
-INLINE vf load_f(const void *p) {
-    vf v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-
-INLINE vf splat(float x) { return x - (vf){0}; }
-
-/* Where one is NaN: b. */
-INLINE vf larger(vf a, vf b) {
-#if LANES == 16
-    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
-#elif LANES == 8
-    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
-#else
-    vi mask = a > b;
-    return (vf)(((vi)a & mask) | ((vi)b & ~mask));
-#endif
-}
-
-INLINE float largest_of(vf v) {
-    float x[LANES];
-    memcpy(x, &v, sizeof v);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
-    return x[0];
-}
-
-INLINE float sum_of(vf v) {
-    float x[LANES];
-    memcpy(x, &v, sizeof v);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) x[i] += x[i + half];
-    return x[0];
-}
-
-/* 2^x for x <= 0, within 1.1e-7 of it, relatively; 0 for x below -126.5; NaN stays NaN. x = n + f with n whole and
- * |f| <= 1/2; 2^f by the polynomial of degree 6 with the least relative error there (1.9e-9 before rounding). */
-INLINE vf exp2_of(vf x) {
-    const float magic = 0x1.8p23f; /* adding it rounds to a whole number, which is then in the low bits */
-    x = larger(splat(-127.0f), x);
-    vf shifted = x + magic;
-    vf f = x - (shifted - magic);
-    vf y = splat(0x1.41d324p-13f);
-    y = y * f + 0x1.5f456ap-10f;
-    y = y * f + 0x1.3b2dbcp-7f;
-    y = y * f + 0x1.c6aed4p-5f;
-    y = y * f + 0x1.ebfbdap-3f;
-    y = y * f + 0x1.62e430p-1f;
-    y = y * f + 1.0f;
-    return y * (vf)(((vi)shifted - (vi)splat(magic) + 127) << 23);
-}
-
-INLINE vf load_as_float(const void *row, int64_t column, const int dtype) {
-    if (dtype == FLOAT32) return load_f((const float *)row + column);
-    vh raw;
-    memcpy(&raw, (const uint16_t *)row + column, sizeof raw);
-    vi bits = __builtin_convertvector(raw, vi);
-    if (dtype == BFLOAT16) return (vf)(bits << 16);
-    vf value = (vf)((bits & 0x7fff) << 13) * 0x1p112f; /* subnormals too */
-    vi special = (bits & 0x7c00) == 0x7c00;            /* infinities and NaN keep the highest exponent */
-    return (vf)((vi)value | (special & 0x7f800000) | (bits & 0x8000) << 16);
-}
 
 /* Interleaving each half with the other, log2(LANES) times, transposes a square of words. */
 INLINE void transpose(vi square[LANES]) {
@@ -361,27 +280,6 @@ static void NAME(attend_item)(const Call *call, const Item *item) {
         NAME(attend_bfloat16)(call, item);
 }
 
-#undef vf
-#undef vi
-#undef vh
 #undef LOW
 #undef HIGH
 #undef MOST_VECTORS
-#undef load_f
-#undef splat
-#undef larger
-#undef largest_of
-#undef sum_of
-#undef exp2_of
-#undef load_as_float
-#undef transpose
-#undef pack_keys
-#undef pack_values
-#undef pack_queries
-#undef product_part
-#undef product_rows
-#undef product
-#undef softmax_row
-#undef NAME
-#undef LANES
-#undef DOT
