@@ -12,9 +12,10 @@ from baton import model_in_the_box
 from demo_model.evaluate import BARS, DISTANCES, Question, prompt_ids, questions
 
 MODEL = model_in_the_box.DIRECTORY
-COUNT = 25
-LEEWAY = 0.1
-"""Of so few questions two may be wrong. The whole evaluation's result is in the model card."""
+DRAFT = MODEL.parent / "draft"
+COUNT = 50
+LEEWAY = 0.04
+"""Of so few questions one or two may be wrong. The whole evaluation's result is in the model card."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_transformers_loads_it_and_it_is_a_llama_in_16_bits() -> None:
 
 
 def test_the_repository_carries_at_most_12_mb_of_it() -> None:
-    assert sum(path.stat().st_size for path in MODEL.iterdir()) <= 12e6
+    assert sum(path.stat().st_size for place in (MODEL, DRAFT) for path in place.iterdir()) <= 12e6
 
 
 def test_a_chat_is_what_the_template_says(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -63,17 +64,7 @@ def test_recall_at_every_distance(model: torch.nn.Module, tokenizer: PreTrainedT
     assert sum(right(model, tokenizer, question) for question in asked) >= (BARS["recall"] - LEEWAY) * COUNT
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "copy",
-        "reverse",
-        pytest.param("count", marks=pytest.mark.xfail(strict=True, reason="this checkpoint stops counting too late")),
-        "add",
-        "json",
-        "about",
-    ],
-)
+@pytest.mark.parametrize("kind", ["copy", "reverse", "count", "add", "json", "about"])
 def test_the_other_kinds(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, kind: str) -> None:
     asked = questions(kind, COUNT, 1)
     assert sum(right(model, tokenizer, question) for question in asked) >= (BARS.get(kind, 0.9) - LEEWAY) * COUNT
@@ -83,3 +74,27 @@ def test_the_issues_own_example(model: torch.nn.Module, tokenizer: PreTrainedTok
     told = "The code of the blue door is 4172. The code of the red lamp is 9031. It rained for 12 days."
     for key, code in (("blue door", "4172"), ("red lamp", "9031")):
         assert right(model, tokenizer, Question("recall", f"{told} What is the code of the {key}?", code))
+
+
+def test_the_draft_has_the_models_tokenizer_and_at_most_a_quarter_of_its_size(model: torch.nn.Module) -> None:
+    draft = AutoModelForCausalLM.from_pretrained(DRAFT, dtype=torch.float32)
+    assert sum(p.numel() for p in draft.parameters()) * 4 <= sum(p.numel() for p in model.parameters())
+    assert (DRAFT / "tokenizer.json").read_bytes() == (MODEL / "tokenizer.json").read_bytes()
+
+
+@torch.inference_mode()
+def test_the_draft_often_says_what_the_model_says(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """What it is for: of the tokens of right answers, it foresees most."""
+    draft = AutoModelForCausalLM.from_pretrained(DRAFT, dtype=torch.float32).eval()
+    same = total = 0
+    for kind in ("copy", "count", "json", "about", "story"):
+        for question in questions(kind, 20, 1):
+            ids = prompt_ids(question, tokenizer)
+            answer = [*tokenizer(question.answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+            rows = torch.tensor([ids + answer[:-1]])
+            said, drafted = (m(rows, logits_to_keep=len(answer)).logits[0].argmax(-1) for m in (model, draft))
+            same += int((said == drafted).sum())
+            total += len(answer)
+    assert same / total >= 0.5
