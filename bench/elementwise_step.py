@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -111,11 +111,9 @@ def gate(gate_up: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
-def compiled() -> tuple[
-    Callable[..., tuple[Tensor, Tensor]], Callable[..., tuple[Tensor, Tensor, Tensor]], Callable[..., Tensor]
-]:
-    """By inductor, once for any number of tokens: a compilation for each would never end."""
-    return tuple(torch.compile(f, dynamic=True) for f in (add_norm, turn, gate))  # type: ignore[return-value]
+def compiled() -> list[Callable[..., Any]]:
+    """add_norm, turn and gate by inductor, once for any number of tokens: a compilation for each would never end."""
+    return [torch.compile(f, dynamic=True) for f in (add_norm, turn, gate)]
 
 
 @torch.inference_mode()
@@ -133,19 +131,21 @@ def main() -> None:
         return
     if arguments.compile:
         with tempfile.TemporaryDirectory() as cache:
-            command = [sys.executable, "-m", "bench.elementwise_step", "--start-up", f"--threads={arguments.threads}"]
+            command = ["env", f"TORCHINDUCTOR_CACHE_DIR={cache}", sys.executable, "-m", "bench.elementwise_step"]
+            command += ["--start-up", f"--threads={arguments.threads}"]
             for name in ("first", "cached"):
-                environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
-                seconds = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+                seconds = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 print(f"torch.compile, {name} start: {float(seconds):.1f} s")
     lines: list[Line] = []
     for dtype in DTYPES:
         for num_tokens in TOKENS:
             work = Work(num_tokens, dtype)
-            sides = {"kernels": work.ours, "torch": lambda work=work: work.torchs(add_norm, turn, gate)}
+            sides: dict[str, Callable[[], Any]] = {
+                "kernels": work.ours,
+                "torch": partial(work.torchs, add_norm, turn, gate),
+            }
             if arguments.compile:
-                three = compiled()
-                sides["torch.compile"] = lambda work=work, three=three: work.torchs(*three)
+                sides["torch.compile"] = partial(work.torchs, *compiled())
             for side, times in measure(sides, arguments.rounds).items():
                 least, median = 1e6 * min(times), 1e6 * statistics.median(times)
                 lines.append(Line(dtype, num_tokens, side, least, median))
@@ -154,7 +154,7 @@ def main() -> None:
         arguments.json.write_text(json.dumps([asdict(line) for line in lines], indent=1) + "\n")
 
 
-def measure(sides: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+def measure(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each round, by side."""
     times: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(3 + rounds):  # the first few warm up
