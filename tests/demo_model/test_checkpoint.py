@@ -83,9 +83,7 @@ def test_the_draft_has_the_models_tokenizer_and_at_most_a_quarter_of_its_size(mo
 
 
 @torch.inference_mode()
-def test_the_draft_often_says_what_the_model_says(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_the_draft_often_says_what_the_model_says(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
     """What it is for: of the tokens of right answers, it foresees most."""
     draft = AutoModelForCausalLM.from_pretrained(DRAFT, dtype=torch.float32).eval()
     same = total = 0

@@ -13,6 +13,7 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -57,12 +58,17 @@ def compile_to(path: Path, compiler: str) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compiling-") as directory:
         made = Path(directory) / path.name
         command = [compiler, *FLAGS, *map(str, sources("*.c")), "-o", str(made), "-lm"]
+        compiler_process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)
+            _, said = compiler_process.communicate(timeout=COMPILE_SECONDS)
         except subprocess.TimeoutExpired:
+            os.killpg(compiler_process.pid, signal.SIGKILL)  # the compiler proper is a child of what was started
+            compiler_process.wait()
             raise BuildError(f"`{' '.join(command)}` took more than {COMPILE_SECONDS:.0f} s") from None
-        if done.returncode != 0:
-            said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[-200:])
+        if compiler_process.returncode != 0:
+            said = next((line for line in said.splitlines() if "error" in line), said.strip()[-200:])
             raise BuildError(f"`{' '.join(command)}` failed: {said}")
         os.replace(made, path)
 
