@@ -171,7 +171,7 @@ class Scheduler:
         new_blocks = self._holdings.grow(request)
         while new_blocks is None:
             if self._batch.awaits_leaving:
-                return 0
+                return 0  # what those hold comes free when the steps in flight are done
             victim = self._youngest_preemptible() or request
             self._preempt(victim)
             if victim is request:
