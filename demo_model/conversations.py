@@ -33,14 +33,16 @@ class Mix:
     """Tokens in a row."""
     memory: float
     """Share of rows that are one conversation about facts; of the rest, one in ten is plain stories."""
-    two_digits: float
-    """Share of conversations whose codes have two digits, one token, instead of four."""
-    sentences: float
-    """Share of recall questions answered by a sentence, as the fact was told: easier, since it names what it is about
-    right before the code."""
     span: int
     """Positions are stretched at sentence boundaries to cover up to this many, so that a short row shows long
     distances."""
+    adding: float = 0.0
+    """Share of the turns of short conversations that are sums, before the others are drawn."""
+    two_digits: float = 0.1
+    """Share of conversations whose codes have two digits, one token, instead of four."""
+    sentences: float = 0.1
+    """Share of recall questions answered by a sentence, as the fact was told: easier, since it names what it is about
+    right before the code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,8 @@ def _short(mix: Mix, rng: random.Random) -> str:
     parts = [BOS, _system(rng)]
     for _ in range(rng.choice((1, 1, 1, 2, 3, 5))):
         (kind,) = rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))
+        if mix.adding and rng.random() < mix.adding:
+            kind = "add"
         if kind == "recall":
             known = facts(rng, rng.randint(1, 4), two_digits=mix.two_digits)
             question, answer = _asked(known[0], mix, rng)

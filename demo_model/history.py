@@ -28,6 +28,16 @@ class History:
     seed: int
     lines: list[Line] = field(default_factory=list)
 
+    @classmethod
+    def read(cls, path: Path, step: int) -> History:
+        """What `write` left there, up to `step`."""
+        run = json.loads(path.with_suffix(".json").read_text())
+        return cls(run["seed"], [Line(**line) for line in run["lines"] if line["step"] <= step])
+
+    @property
+    def seconds(self) -> float:
+        return self.lines[-1].seconds if self.lines else 0.0
+
     def add(self, step: int, seconds: float, length: int, loss: float, right: float) -> None:
         self.lines.append(Line(step, round(seconds, 1), length, round(loss, 4), round(right, 4)))
 

@@ -16,7 +16,7 @@ import random
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +48,21 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """Begins with the weights that the one before it left, as they were saved, and with fresh optimizers."""
+
+    phases: tuple[Phase, ...]
+    peak: float = 1.0
+    """Share of the plan's learning rates."""
+    horizon: int = 0
+    """Steps after which the rate would be nothing; 0: those of the stage."""
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     hidden_size: int
     intermediate_size: int
@@ -56,11 +71,11 @@ class Plan:
     kv_heads: int
     muon_lr: float
     adam_lr: float
-    phases: tuple[Phase, ...]
+    stages: tuple[Stage, ...]
 
     @property
     def steps(self) -> int:
-        return sum(phase.steps for phase in self.phases)
+        return sum(stage.steps for stage in self.stages)
 
 
 PLANS = {
@@ -72,12 +87,23 @@ PLANS = {
         kv_heads=2,
         muon_lr=3e-3,
         adam_lr=2.5e-3,
-        phases=(
-            Phase(300, 20, Mix(length=128, memory=0.5, two_digits=0.3, sentences=0.2, span=CONTEXT)),
-            Phase(500, 10, Mix(length=256, memory=0.5, two_digits=0.1, sentences=0.1, span=CONTEXT)),
-            Phase(500, 8, Mix(length=512, memory=0.5, two_digits=0.1, sentences=0.1, span=CONTEXT)),
-            Phase(250, 4, Mix(length=1024, memory=0.5, two_digits=0.1, sentences=0.1, span=CONTEXT)),
-            Phase(60, 2, Mix(length=CONTEXT, memory=0.5, two_digits=0.1, sentences=0.1, span=CONTEXT)),
+        stages=(
+            Stage(
+                (
+                    Phase(300, 20, Mix(length=128, memory=0.5, two_digits=0.3, sentences=0.2, span=CONTEXT)),
+                    Phase(500, 10, Mix(length=256, memory=0.5, two_digits=0.1, sentences=0.1, span=CONTEXT)),
+                    Phase(400, 8, Mix(length=512, memory=0.5, two_digits=0.1, sentences=0.1, span=CONTEXT)),
+                ),
+                horizon=1610,
+            ),
+            Stage(
+                (
+                    Phase(250, 10, Mix(length=256, memory=0.3, adding=0.35, span=CONTEXT)),
+                    Phase(100, 4, Mix(length=1024, memory=0.4, adding=0.2, span=CONTEXT)),
+                    Phase(30, 2, Mix(length=CONTEXT, memory=0.5, adding=0.1, span=CONTEXT)),
+                ),
+                peak=0.5,
+            ),
         ),
     ),
     "draft": Plan(  # 0.68 million
@@ -88,10 +114,14 @@ PLANS = {
         kv_heads=1,
         muon_lr=3e-3,
         adam_lr=2.5e-3,
-        phases=(
-            Phase(250, 20, Mix(length=128, memory=0.5, two_digits=0.3, sentences=0.2, span=CONTEXT)),
-            Phase(350, 10, Mix(length=256, memory=0.5, two_digits=0.1, sentences=0.1, span=CONTEXT)),
-            Phase(150, 4, Mix(length=1024, memory=0.5, two_digits=0.1, sentences=0.1, span=CONTEXT)),
+        stages=(
+            Stage(
+                (
+                    Phase(250, 20, Mix(length=128, memory=0.5, two_digits=0.3, sentences=0.2, span=CONTEXT)),
+                    Phase(350, 10, Mix(length=256, memory=0.5, adding=0.1, span=CONTEXT)),
+                    Phase(100, 4, Mix(length=1024, memory=0.5, adding=0.1, span=CONTEXT)),
+                )
+            ),
         ),
     ),
 }
@@ -183,14 +213,6 @@ def rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / _WARM_UP_STEPS, falling)
 
 
-def _steps(plan: Plan) -> Iterator[tuple[int, Phase]]:
-    step = 0
-    for phase in plan.phases:
-        for _ in range(phase.steps):
-            yield step, phase
-            step += 1
-
-
 @dataclass(slots=True)
 class _Sums:
     """Of what happened since the last line of the history."""
@@ -204,8 +226,8 @@ class _Sums:
         return means
 
 
-def _work(rank: int, plan: Plan, tokenizer_directory: Path, directory: Path, seed: int) -> None:
-    """One process's part. The first one shows progress and writes what comes of it."""
+def _work(rank: int, plan: Plan, first: int, tokenizer_directory: Path, directory: Path, seed: int) -> None:
+    """One process's part, from stage `first` on. The first process shows progress and writes what comes of it."""
     torch.set_num_threads(1)
     disable_progress_bar()
     dist.init_process_group("gloo", rank=rank, world_size=PROCESSES)
@@ -213,31 +235,38 @@ def _work(rank: int, plan: Plan, tokenizer_directory: Path, directory: Path, see
     torch.manual_seed(seed)
     model = build(plan, tokenizer)
     loss_of = DistributedDataParallel(AnswerLoss(model), gradient_as_bucket_view=True)
-    optimizers = _optimizers(model, plan)
-    rows, sums, history = Rows(tokenizer), _Sums(), History(seed)
-    began = time.monotonic()
-    with tqdm(total=plan.steps, disable=rank != 0, unit="step", mininterval=2, dynamic_ncols=True) as bar:
-        for step, phase in _steps(plan):
-            batch = rows.batch(phase.rows, phase.mix, random.Random(f"{seed} {step} {rank}"))
-            arrays = (batch.token_ids, batch.positions, batch.targets)
-            loss, right = loss_of(*(torch.from_numpy(array) for array in arrays))
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer, peak in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = peak * rate(step, plan.steps)
-                optimizer.step()
-                optimizer.zero_grad()
-            sums.loss.append(loss.item())
-            sums.right.append(right.item())
-            bar.update()
-            if (step + 1) % _NOTED_STEPS == 0:
-                mean_loss, mean_right = sums.take()
-                history.add(step + 1, time.monotonic() - began, phase.mix.length, mean_loss, mean_right)
-                bar.set_postfix(length=phase.mix.length, loss=f"{mean_loss:.3f}", right=f"{mean_right:.3f}")
-            if rank == 0 and ((step + 1) % _SAVED_STEPS == 0 or step + 1 == plan.steps):
-                save(model, tokenizer, directory)
-                history.write(directory.parent / f"{directory.name}_run")
+    step = sum(stage.steps for stage in plan.stages[:first])
+    path = directory.parent / f"{directory.name}_run"
+    rows, sums, history = Rows(tokenizer), _Sums(), History.read(path, step) if first else History(seed)
+    began = time.monotonic() - history.seconds
+    with tqdm(total=plan.steps, initial=step, disable=rank != 0, unit="step", mininterval=2, dynamic_ncols=True) as bar:
+        for number, stage in enumerate(plan.stages[first:], start=first):
+            if number:
+                dist.barrier()  # the first process has saved
+                model.load_state_dict(LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).state_dict())
+            optimizers, start = _optimizers(model, plan), step
+            for phase in (each for each in stage.phases for _ in range(each.steps)):
+                batch = rows.batch(phase.rows, phase.mix, random.Random(f"{seed} {step} {rank}"))
+                arrays = (batch.token_ids, batch.positions, batch.targets)
+                loss, right = loss_of(*(torch.from_numpy(array) for array in arrays))
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                for optimizer, peak in optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = peak * stage.peak * rate(step - start, stage.horizon or stage.steps)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                sums.loss.append(loss.item())
+                sums.right.append(right.item())
+                step += 1
+                bar.update()
+                if step % _NOTED_STEPS == 0:
+                    mean_loss, mean_right = sums.take()
+                    history.add(step, time.monotonic() - began, phase.mix.length, mean_loss, mean_right)
+                    bar.set_postfix(length=phase.mix.length, loss=f"{mean_loss:.3f}", right=f"{mean_right:.3f}")
+                if rank == 0 and (step % _SAVED_STEPS == 0 or step == start + stage.steps):
+                    save(model, tokenizer, directory)
+                    history.write(path)
     dist.destroy_process_group()
 
 
@@ -263,10 +292,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("which", choices=PLANS, help="the model, or its small sibling with the same tokenizer")
     parser.add_argument("--out", type=Path, default=Path("trained"), help="where its directory goes (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stage", type=int, default=1, help="begin with this one, from what the one before it left")
     options = parser.parse_args(argv)
     directory: Path = options.out / options.which
     tokenizer_directory = options.out / "checkpoint"
-    if options.which == "checkpoint":
+    first = options.stage - 1
+    if first and not (directory / "model.safetensors").is_file():
+        print(f"train: {directory} has no model.safetensors; begin with --stage 1", file=sys.stderr)
+        return 1
+    if options.which == "checkpoint" and not first:
         print(f"train: the tokenizer, into {directory}", flush=True)
         directory.mkdir(parents=True, exist_ok=True)
         train_tokenizer(directory, options.seed)
@@ -274,10 +308,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"train: {tokenizer_directory} has no tokenizer.json; train `checkpoint` first", file=sys.stderr)
         return 1
     plan = PLANS[options.which]
-    print(f"train: {plan.steps} steps in {len(plan.phases)} phases, {PROCESSES} processes", flush=True)
+    print(f"train: {plan.steps} steps in {len(plan.stages)} stages, {PROCESSES} processes", flush=True)
     for name, value in _environment().items():
         os.environ[name] = value
-    spawn(_work, (plan, tokenizer_directory, directory, options.seed), nprocs=PROCESSES)
+    spawn(_work, (plan, first, tokenizer_directory, directory, options.seed), nprocs=PROCESSES)
     print(f"train: done; now `python -m demo_model.evaluate --model {directory}`")
     return 0
 

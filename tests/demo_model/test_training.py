@@ -31,6 +31,20 @@ def test_the_draft_needs_the_models_tokenizer(tmp_path: Path, capsys: pytest.Cap
     assert "train `checkpoint` first" in capsys.readouterr().err
 
 
+def test_a_later_stage_needs_what_the_one_before_it_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["checkpoint", "--out", str(tmp_path), "--stage", "2"]) == 1
+    assert "begin with --stage 1" in capsys.readouterr().err
+
+
+def test_a_history_goes_on_from_a_step(tmp_path: Path) -> None:
+    history = History(seed=3)
+    for step in (50, 100, 150):
+        history.add(step, step / 10, 64, 1.0, 0.5)
+    history.write(tmp_path / "run")
+    again = History.read(tmp_path / "run", 100)
+    assert (again.seed, [line.step for line in again.lines], again.seconds) == (3, [50, 100], 10.0)
+
+
 def test_a_history_is_written_as_json_and_as_a_plot(tmp_path: Path) -> None:
     history = History(seed=3)
     for step in range(1, 5):
