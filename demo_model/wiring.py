@@ -16,6 +16,7 @@ part. All else starts as noise. The idea of starting attention as it looks after
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -40,8 +41,7 @@ _MLP_SHARE = 0.3
 def wire(model: LlamaForCausalLM) -> None:
     """Sets embeddings and the attention of the first two layers of a freshly made model with at least four heads of 64,
     from torch's global generator. What the MLPs add to the stream starts smaller, to leave that alone at first."""
-    config = model.config
-    width = config.hidden_size
+    width: int = model.config.hidden_size
     words = slice(_SHARED_DIMS, width // 2)
     code_size = width // 8
     codes = [slice(width // 2 + i * code_size, width // 2 + (i + 1) * code_size) for i in range(4)]
@@ -72,14 +72,14 @@ def wire(model: LlamaForCausalLM) -> None:
     second = _Heads(model, 1)
     one = one * math.sqrt(1 + 4 * code_size * _WORD**2 / (width * norm**2))  # the codes are in the stream now
     slow = torch.tensor([i for i in range(_HEAD_SIZE) if i % (_HEAD_SIZE // 2) >= _SLOW_FROM])
-    for place, (key, value) in enumerate(zip(second.keys, second.values, strict=True)):
-        query, output = second.queries[place * second.group], second.outputs[place * second.group]
+    for kv_head, (key, value) in enumerate(zip(second.keys, second.values, strict=True)):
+        query, output = second.queries[kv_head * second.group], second.outputs[kv_head * second.group]
         mix = _MATCH_GAIN * torch.randn(len(slow), 2 * code_size) / math.sqrt(2 * code_size)
         near, far = mix.split(code_size, dim=1)
         for weight in (key, query):
             weight.zero_()
             weight[slow, codes[3]] = far
-        if place == 0:
+        if kv_head == 0:
             for weight, sign in ((key, 1), (query, -1)):  # every token has the same words behind it as itself
                 weight[slow, codes[2]] = near
                 second.look(weight, sign * one, 0, _NOT_ITSELF_GAIN)
@@ -97,7 +97,7 @@ class _Heads:
     """Views of one layer's weights, head by head."""
 
     def __init__(self, model: LlamaForCausalLM, layer: int) -> None:
-        attention, config = model.model.layers[layer].self_attn, model.config
+        attention, config = model.model.layers[layer].self_attn, cast(Any, model.config)
         self.queries = attention.q_proj.weight.split(_HEAD_SIZE)
         self.keys = attention.k_proj.weight.split(_HEAD_SIZE)
         self.values = attention.v_proj.weight.split(_HEAD_SIZE)
