@@ -46,13 +46,6 @@ class Terminal:
         begin, self._seen = self._seen, found + len(text)
         return self.shown[begin : self._seen]
 
-    async def more(self) -> None:
-        """Until anything is shown behind where the last call stopped."""
-        async with asyncio.timeout(60):
-            while len(self.shown) == self._seen:
-                self._changed.clear()
-                await self._changed.wait()
-
     async def ended(self) -> int:
         return await asyncio.wait_for(self.process.wait(), 30)
 

@@ -110,12 +110,14 @@ async def test_ctrl_c_cancels_the_answer_that_is_coming_and_at_the_prompt_leaves
     running: System,
 ) -> None:
     aborted = {"finished_reason": "abort"}
+    (answer,) = await expected(running, "Tell me all of it.")
+    begins = on_terminal(answer)[:1]
     before = await running.metric("vllm:request_success_total", **aborted)
     async with terminal("chat", f"--target={running.grpc}", f"--max-tokens={CONTEXT}") as chat:
         await chat.until(PROMPT)
         chat.type("Tell me all of it.\n")
         await chat.until("all of it.\n")
-        await chat.more()
+        await chat.until(begins)  # broken off before its first word, an answer would be taken back
         chat.type(CTRL_C)
         assert "Broken off; the model knows what is above." in await chat.until(PROMPT)
         await running.assert_idle()
@@ -162,7 +164,12 @@ async def test_a_router_that_dies_is_told_and_once_it_is_back_the_conversation_g
             return False
 
         await until(back, 60, lambda: "the router did not come back")
-        assert on_terminal(first) in await ask(chat, "Who has the baton?")
+
+        async def answered() -> bool:
+            # The terminal's own connection looks again within a second of the router's return.
+            return on_terminal(first) in await ask(chat, "Who has the baton?")
+
+        await until(answered, 10, lambda: "the conversation does not go on")
 
 
 async def ask(chat: Terminal, line: str) -> str:
