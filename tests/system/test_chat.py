@@ -112,14 +112,21 @@ async def test_ctrl_c_cancels_the_answer_that_is_coming_and_at_the_prompt_leaves
     aborted = {"finished_reason": "abort"}
     (answer,) = await expected(running, "Tell me all of it.")
     begins = on_terminal(answer)[:1]
+    workers = [worker["pid"] for worker in await running.workers()]
     before = await running.metric("vllm:request_success_total", **aborted)
     async with terminal("chat", f"--target={running.grpc}", f"--max-tokens={CONTEXT}") as chat:
         await chat.until(PROMPT)
         chat.type("Tell me all of it.\n")
         await chat.until("all of it.\n")
         await chat.until(begins)  # broken off before its first word, an answer would be taken back
+        for pid in workers:  # so that it does not end before the key is seen
+            os.kill(pid, signal.SIGSTOP)
         chat.type(CTRL_C)
-        assert "Broken off; the model knows what is above." in await chat.until(PROMPT)
+        try:
+            assert "Broken off; the model knows what is above." in await chat.until(PROMPT)
+        finally:
+            for pid in workers:
+                os.kill(pid, signal.SIGCONT)
         await running.assert_idle()
         assert await running.metric("vllm:request_success_total", **aborted) == before + 1
         chat.type(f"a line that is drop{CTRL_C}")
