@@ -28,7 +28,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]  # no closure
+    def step(self) -> None:  # type: ignore[override]  # torch allows a closure; nobody here gives one
         for group in self.param_groups:
             matrices: list[torch.nn.Parameter] = group["params"]
             directions = self._directions(matrices)

@@ -4,8 +4,8 @@
     python -m demo_model.train draft          its small sibling, with the same tokenizer
 
 Two processes of one thread each share every batch: on two cores that is faster than one process of two threads. A run
-is a list of phases, from short rows and codes of one token to rows of the whole context. The same seed gives the same
-rows, and on the same machine the same weights.
+has stages of phases: from short rows to rows of the whole context, then the same again with what was not learned yet.
+The same seed gives the same rows, and on the same machine the same weights.
 """
 
 from __future__ import annotations

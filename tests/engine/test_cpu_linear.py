@@ -194,7 +194,7 @@ def test_float16_is_packed_by_us_where_the_processor_cannot_multiply_it(monkeypa
 
 def test_float16_needs_f16c() -> None:
     assert KERNEL is not None
-    without = replace(KERNEL, library=SimpleNamespace(baton_has_f16c=lambda: 0))  # type: ignore[arg-type]
+    without = replace(KERNEL, library=SimpleNamespace(baton_has_f16c=lambda: 0))  # type: ignore[arg-type]  # all that is asked of it
     assert not PanelLinear.supports(without, torch.float16)
 
 
