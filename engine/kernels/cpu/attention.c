@@ -3,7 +3,7 @@
  * Work is cut into items of one sequence, one KV head, at most ROWS query rows and, where all of a sequence's queries
  * fit into one item, SPLIT positions: cost follows the tokens that are there. How a sequence is cut depends on the
  * sequence alone, so neither its company in the batch nor the number of threads changes a bit of its result. Positions
- * outside of what an item sees are never read. tile.h has the arithmetic.
+ * outside of what an item sees are never read. tile.h has the arithmetic, and amx.h that of processors with AMX.
  */
 
 #include "batch.h"
@@ -60,56 +60,30 @@ static void find_rows(Rows *rows, const Call *call, const Item *item, int tile) 
     for (; p < TILE; p++) rows->keys[p] = rows->values[p] = nothing;
 }
 
-static void store(const Call *call, int64_t row, int64_t head, const float *sums, float divisor) {
-    const int head_dim = (int)call->batch->head_dim;
-    const int64_t at = (row * call->num_heads + head) * head_dim;
-    const float factor = 1 / divisor;
-    if (call->batch->dtype == FLOAT32)
-        for (int d = 0; d < head_dim; d++) ((float *)call->output)[at + d] = sums[d] * factor;
-    else if (call->batch->dtype == BFLOAT16)
-        for (int d = 0; d < head_dim; d++) ((uint16_t *)call->output)[at + d] = to_bfloat16(sums[d] * factor);
-    else
-        for (int d = 0; d < head_dim; d++) ((uint16_t *)call->output)[at + d] = to_float16(sums[d] * factor);
-}
-
-static void finish(const Call *call, const Item *item, const float *sums, const float *largest, const float *total) {
-    const int head_dim = (int)call->batch->head_dim;
-    const int64_t first_row = call->batch->spans[4 * item->span + ROW] + item->token;
-    for (int r = 0; r < item->tokens * item->heads; r++, sums += head_dim) {
-        if (item->partial < 0) {
-            store(call, first_row + r / item->heads, item->head + r % item->heads, sums, total[r]);
-            continue;
-        }
-        float *partial = call->partials + (int64_t)(item->partial + r) * (head_dim + 2);
-        memcpy(partial, sums, sizeof(float) * head_dim);
-        partial[head_dim] = largest[r];
-        partial[head_dim + 1] = total[r];
-    }
-}
-
-static void merge(const Call *call, const Item *item) {
-    const int head_dim = (int)call->batch->head_dim, rows = item->tokens * item->heads;
-    const int64_t length = head_dim + 2, next_part = rows * length;
-    const int64_t first_row = call->batch->spans[4 * item->span + ROW] + item->token;
-    for (int r = 0; r < rows; r++) {
-        const float *part = call->partials + (item->partial + r) * length;
-        float sums[MAX_HEAD_DIM] = {0}, total = 0, largest = NOTHING_YET;
-        for (int i = 0; i < item->parts; i++)
-            if (part[i * next_part + head_dim] > largest) largest = part[i * next_part + head_dim];
-        for (int i = 0; i < item->parts; i++, part += next_part) {
-            const float weight = expf((part[head_dim] - largest) * call->scale);
-            total += weight * part[head_dim + 1];
-            for (int d = 0; d < head_dim; d++) sums[d] += weight * part[d];
-        }
-        store(call, first_row + r / item->heads, item->head + r % item->heads, sums, total);
-    }
-}
-
 #define EACH_ISA "tile.h"
 #include "each_isa.h"
 
+#if HAS_AMX
+BEGIN_TARGET("amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#define NAME(x) x##_amx
+#define LANES 16
+#define DOT 1
+#include "amx.h"
+#undef NAME
+#undef LANES
+#undef DOT
+END_TARGET
+#endif
+
 static void attend_item(const Call *call, const Item *item) {
     switch (call->batch->isa) {
+#if HAS_AMX
+    case AMX:
+        if (call->batch->dtype == BFLOAT16 && call->batch->head_dim % DEPTH == 0) {
+            attend_squares_amx(call, item);
+            break;
+        } /* else as without it */
+#endif
 #if defined(__x86_64__)
     case AVX512_BF16: attend_item_avx512_bf16(call, item); break;
     case AVX512: attend_item_avx512(call, item); break;
@@ -127,7 +101,17 @@ static void attend_part(const void *what, int64_t index) {
 
 static void merge_part(const void *what, int64_t index) {
     const Call *call = what;
-    if (call->items[index].parts) merge(call, &call->items[index]);
+    const Item *item = &call->items[index];
+    if (!item->parts) return;
+    switch (call->batch->isa) {
+#if defined(__x86_64__)
+    case AMX:
+    case AVX512_BF16:
+    case AVX512: merge_avx512(call, item); break;
+    case AVX2: merge_avx2(call, item); break;
+#endif
+    default: merge_generic(call, item);
+    }
 }
 
 /* Cuts the batch into items, which are stored where `items` is not NULL. Returns how many they are, and in `partials`

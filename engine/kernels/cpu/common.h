@@ -27,7 +27,14 @@
 #endif
 
 enum { FLOAT32, BFLOAT16, FLOAT16 };
-enum { GENERIC, AVX2, AVX512, AVX512_BF16 }; /* each includes those before it */
+enum { GENERIC, AVX2, AVX512, AVX512_BF16, AMX }; /* each includes those before it */
+
+/* Whether this compiler knows AMX; and the system, which must be asked for it, is one that we know how to ask. */
+#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define HAS_AMX 1
+#else
+#define HAS_AMX 0
+#endif
 
 #if defined(__x86_64__)
 #if defined(__clang__)

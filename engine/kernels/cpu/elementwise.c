@@ -66,6 +66,7 @@ static const RowKernels kernels[] = {
     [AVX2] = {add_norm_avx2, gate_avx2, rotate_avx2},
     [AVX512] = {add_norm_avx512, gate_avx512, rotate_avx512},
     [AVX512_BF16] = {add_norm_avx512_bf16, gate_avx512_bf16, rotate_avx512_bf16},
+    [AMX] = {add_norm_avx512_bf16, gate_avx512_bf16, rotate_avx512_bf16},
 #endif
 };
 

@@ -28,6 +28,7 @@ class Isa(IntEnum):
     AVX2 = 1
     AVX512 = 2
     AVX512_BF16 = 3
+    AMX = 4
 
 
 class Team(ctypes.Structure):

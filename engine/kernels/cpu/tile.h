@@ -2,111 +2,18 @@
  *
  * Both matrix products of attention are done by one small GEMM over packed tiles of TILE positions. A tile is packed
  * once for all the query rows of the item, so each key and value is read from the pool once a group of heads.
- * Words of 32 bits are what all matrices here are made of: a float32, or a pair of bfloat16 where DOT is used.
  */
 
 #include "vector.h"
+#include "pack.h"
+#include "result.h"
 
-#if LANES == 16
-#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-#define MOST_VECTORS 4
-#elif LANES == 8
-#define LOW 0, 8, 1, 9, 2, 10, 3, 11
-#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
-#define MOST_VECTORS 2
-#else
-#define LOW 0, 4, 1, 5
-#define HIGH 2, 6, 3, 7
-#define MOST_VECTORS 2
-#endif
+#define MOST_VECTORS (LANES == 16 ? 4 : 2)
 
-#define transpose NAME(transpose)
-#define pack_keys NAME(pack_keys)
-#define pack_values NAME(pack_values)
-#define pack_queries NAME(pack_queries)
 #define product_part NAME(product_part)
 #define product_rows NAME(product_rows)
 #define product NAME(product)
 #define softmax_row NAME(softmax_row)
-
-/* Interleaving each half with the other, log2(LANES) times, transposes a square of words. */
-INLINE void transpose(vi square[LANES]) {
-    for (int stage = 1; stage < LANES; stage *= 2) {
-        vi next[LANES];
-        for (int i = 0; i < LANES / 2; i++) {
-            next[2 * i] = SHUFFLE(vi, square[i], square[i + LANES / 2], LOW);
-            next[2 * i + 1] = SHUFFLE(vi, square[i], square[i + LANES / 2], HIGH);
-        }
-        memcpy(square, next, sizeof next);
-    }
-}
-
-/* Keys of `count` positions to `to` [words of a row][TILE]; asks for `ahead`, the keys of the next tile, meanwhile. */
-INLINE void pack_keys(uint32_t *to, char *const *rows, char *const *ahead, int count, int head_dim, const int dtype,
-                      const int dot) {
-    const int size = dtype == FLOAT32 ? 4 : 2, words = dot ? head_dim / 2 : head_dim;
-    for (int p = 0; p < count; p += LANES) {
-        for (int i = 0; i < LANES; i++)
-            for (int byte = 0; byte < head_dim * size; byte += 64) __builtin_prefetch(ahead[p + i] + byte);
-        for (int w = 0; w < words; w += LANES) {
-            vi square[LANES];
-            for (int i = 0; i < LANES; i++)
-                square[i] = (vi)(dot ? load_f(rows[p + i] + 4 * w) : load_as_float(rows[p + i], w, dtype));
-            transpose(square);
-            for (int i = 0; i < LANES; i++) memcpy(to + (w + i) * TILE + p, &square[i], sizeof square[i]);
-        }
-    }
-}
-
-/* Values of `count` positions to `to` [count][head_dim], or [count / 2][head_dim] pairs of positions. */
-INLINE void pack_values(uint32_t *to, char *const *rows, char *const *ahead, int count, int head_dim, const int dtype,
-                        const int dot) {
-    const int size = dtype == FLOAT32 ? 4 : 2;
-    for (int p = 0; p < count; p += 2) {
-        for (int i = 0; i < 2; i++)
-            for (int byte = 0; byte < head_dim * size; byte += 64) __builtin_prefetch(ahead[p + i] + byte);
-#if DOT
-        if (dot) {
-            const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7,
-                                                   22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-            for (int d = 0; d < head_dim; d += 16) {
-                __m256i even = _mm256_loadu_si256((const void *)(rows[p] + 2 * d));
-                __m256i odd = _mm256_loadu_si256((const void *)(rows[p + 1] + 2 * d));
-                __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1);
-                _mm512_storeu_si512(to + p / 2 * head_dim + d, _mm512_permutexvar_epi16(order, both));
-            }
-            continue;
-        }
-#endif
-        for (int i = 0; i < 2; i++)
-            for (int d = 0; d < head_dim; d += LANES) {
-                vf v = load_as_float(rows[p + i], d, dtype);
-                memcpy(to + (p + i) * head_dim + d, &v, sizeof v);
-            }
-    }
-}
-
-/* Query rows of the item, token by token, head by head. */
-INLINE void pack_queries(uint32_t *to, const Call *call, const Item *item, int first_row, int head_dim, const int dtype,
-                         const int dot) {
-    const int size = dtype == FLOAT32 ? 4 : 2;
-    for (int t = 0; t < item->tokens; t++)
-        for (int h = 0; h < item->heads; h++) {
-            const char *row = call->query + ((int64_t)(first_row + item->token + t) * call->query_stride +
-                                             (int64_t)(item->head + h) * head_dim) * size;
-            if (dot) {
-                memcpy(to, row, 2 * head_dim);
-                to += head_dim / 2;
-                continue;
-            }
-            for (int d = 0; d < head_dim; d += LANES) {
-                vf v = load_as_float(row, d, dtype);
-                memcpy(to + d, &v, sizeof v);
-            }
-            to += head_dim;
-        }
-}
 
 /* R rows and V vectors of c = a b, or of c = scale c + a b where scale is not NULL: a [rows][lda], b [depth][ldb]. */
 INLINE void product_part(const uint32_t *a, int lda, const uint32_t *b, int ldb, float *c, int ldc, int depth,
@@ -138,7 +45,7 @@ INLINE void product_part(const uint32_t *a, int lda, const uint32_t *b, int ldb,
 INLINE void product_rows(const uint32_t *a, int lda, const uint32_t *b, int ldb, float *c, int ldc, int columns,
                          int depth, const float *scale, const int dot, const int R) {
     int n = 0;
-#if MOST_VECTORS == 4
+#if LANES == 16
     for (; n + 4 * LANES <= columns; n += 4 * LANES)
         product_part(a, lda, b + n, ldb, c + n, ldc, depth, scale, dot, R, 4);
 #endif
@@ -250,7 +157,7 @@ INLINE void NAME(attend)(const Call *call, const Item *item, const int dtype, co
         product(weights, dot ? TILE / 2 : TILE, values, head_dim, sums, head_dim, rows, head_dim,
                 dot ? count / 2 : count, scale, dot);
     }
-    finish(call, item, sums, largest, total);
+    finish(call, item, sums, largest, total, dtype);
 }
 
 /* Functions of their own: inlined into one, their arrays would add up on the stack. */
@@ -280,6 +187,4 @@ static void NAME(attend_item)(const Call *call, const Item *item) {
         NAME(attend_bfloat16)(call, item);
 }
 
-#undef LOW
-#undef HIGH
 #undef MOST_VECTORS
