@@ -13,14 +13,17 @@ enum { SIDE = 16, DEPTH = 32 };
 
 typedef struct {
     uint32_t queries[MAX_HEAD_DIM / 2 * ROWS]; /* [pairs of a row][ROWS] */
-    uint16_t keys[2 * SIDE * MAX_HEAD_DIM];    /* of positions that do not lie behind each other */
+    char copy[2][RUN * MAX_HEAD_DIM * 2];      /* of runs that have to be gathered */
     uint32_t values[TILE / 2 * MAX_HEAD_DIM];  /* [pairs of positions][head_dim] */
-    float scores[TILE * ROWS];                 /* [TILE][ROWS] */
+    float scores[2][TILE * ROWS];              /* [TILE][ROWS], of a tile and of the next one */
     uint32_t weights[ROWS * TILE / 2];         /* [ROWS][pairs of positions] */
     float sums[ROWS * MAX_HEAD_DIM];           /* [ROWS][head_dim] */
     float largest[ROWS], total[ROWS], scale[ROWS];
     int32_t from[ROWS], to[ROWS]; /* positions that a row sees */
 } __attribute__((aligned(64))) Squares;
+
+/* Positions of a tile that has `left` before it, in whole depths. */
+INLINE int padded(int left) { return left < TILE ? (left + DEPTH - 1) / DEPTH * DEPTH : TILE; }
 
 /* All eight tile registers as 16 rows of 64 bytes. */
 INLINE void configure(void) {
@@ -60,25 +63,15 @@ INLINE void see(Squares *m, const Call *call, const Item *item, int start, int c
     }
 }
 
-/* Sixteen keys: where they are, if they lie behind each other; else a copy. */
-INLINE const char *keys_of(char *const *rows, uint16_t *copy, int head_dim) {
-    int together = 1;
-    for (int i = 1; i < SIDE; i++) together &= rows[i] - rows[i - 1] == 2 * head_dim;
-    if (together) return rows[0];
-    for (int i = 0; i < SIDE; i++) memcpy(copy + i * head_dim, rows[i], 2 * head_dim);
-    return (const char *)copy;
-}
-
-/* Scores of 32 positions for 16 columns, or for 32 where `both`. */
-INLINE void score(Squares *m, const char *low, const char *high, int p, int r, int head_dim, const int both) {
+/* Scores of 32 positions for 16 columns, or for 32 where `both`: to `to`, the first one's place. */
+INLINE void score(const uint32_t *queries, const char *low, const char *high, float *to, int head_dim, const int both) {
     _tile_zero(0);
     _tile_zero(1);
     if (both) {
         _tile_zero(2);
         _tile_zero(3);
     }
-    for (int d = 0; d < head_dim; d += DEPTH) {
-        const uint32_t *queries = m->queries + d / 2 * ROWS + r;
+    for (int d = 0; d < head_dim; d += DEPTH, queries += DEPTH / 2 * ROWS) {
         _tile_loadd(4, low + 2 * d, 2 * head_dim);
         _tile_loadd(5, high + 2 * d, 2 * head_dim);
         _tile_loadd(6, queries, 4 * ROWS);
@@ -90,7 +83,6 @@ INLINE void score(Squares *m, const char *low, const char *high, int p, int r, i
             _tile_dpbf16ps(3, 5, 7);
         }
     }
-    float *to = m->scores + p * ROWS + r;
     _tile_stored(0, to, 4 * ROWS);
     _tile_stored(1, to + SIDE * ROWS, 4 * ROWS);
     if (both) {
@@ -99,14 +91,42 @@ INLINE void score(Squares *m, const char *low, const char *high, int p, int r, i
     }
 }
 
-/* Scores of 16 columns to weights 2^((score - largest) c). `masked`: not all of these positions are seen by all. */
-INLINE void weigh(Squares *m, const Rows *next, int tile, int count, int r, int head_dim, float c, const int masked) {
-    float *scores = m->scores + r;
+/* Scores of the first `count` positions of a tile. */
+INLINE void score_tile(Squares *m, float *scores, const Tile *found, const Call *call, const Item *item, int tile,
+                       int count, int columns) {
+    const int head_dim = (int)call->batch->head_dim;
+    for (int run = 0; run < count / RUN; run += 2, scores += 2 * RUN * ROWS) {
+        const char *low = keys_of(found, m->copy[0], call, item, tile, run);
+        const char *high = keys_of(found, m->copy[1], call, item, tile, run + 1);
+        int r = 0;
+        for (; r + 2 * SIDE <= columns; r += 2 * SIDE) score(m->queries + r, low, high, scores + r, head_dim, 1);
+        if (r < columns) score(m->queries + r, low, high, scores + r, head_dim, 0);
+    }
+}
+
+/* 2^(x c) for x <= 0 and c > 0, within 7.5e-5 of it, relatively, which is little beside the rounding to bfloat16 that
+ * comes next; close to 0 for x at or below `lowest`, -126 / c. As exp2_of, with the polynomial of degree 3. */
+INLINE vf coarse_exp2(vf x, vf c, vf lowest) {
+    const vf magic = splat(0x1.8p23f);
+    x = larger(lowest, x);
+    const vf shifted = x * c + magic, f = x * c - (shifted - magic);
+    vf y = splat(0x1.c3f760p-5f);
+    y = y * f + 0x1.f0de1cp-3f;
+    y = y * f + 0x1.62f31ap-1f;
+    y = y * f + 0x1.fff692p-1f;
+    return (vf)((vi)y + ((vi)shifted << 23));
+}
+
+/* Scores of 16 columns to weights 2^((score - largest) c). `masked`: not all of these positions are seen by all.
+ * `ahead`: keys that are read soon. */
+INLINE void weigh(Squares *m, float *scores, const char *const *ahead, int tile, int count, int r, int head_dim,
+                  float c, const int masked) {
+    scores += r;
     const vf before = load_f(m->largest + r);
     vi from, to;
     memcpy(&from, m->from + r, sizeof from);
     memcpy(&to, m->to + r, sizeof to);
-    vf most = before;
+    vf most[4] = {before, before, before, before};
     for (int p = 0; p < count; p++) {
         vf s = load_f(scores + p * ROWS);
         if (masked) {
@@ -114,36 +134,33 @@ INLINE void weigh(Squares *m, const Rows *next, int tile, int count, int r, int 
             s = (vf)(((vi)s & seen) | ((vi)splat(-INFINITY) & ~seen));
             memcpy(scores + p * ROWS, &s, sizeof s);
         }
-        most = larger(s, most);
+        most[p % 4] = larger(s, most[p % 4]);
     }
-    vf total = splat(0);
+    const vf now = larger(larger(most[0], most[1]), larger(most[2], most[3])), lowest = splat(-126 / c);
+    const __m512i together = (__m512i)(vu){0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005,
+                                           0x160006, 0x170007, 0x180008, 0x190009, 0x1a000a, 0x1b000b,
+                                           0x1c000c, 0x1d000d, 0x1e000e, 0x1f000f};
+    vf total[2] = {splat(0), splat(0)};
     for (int part = 0; part < count; part += DEPTH) {
         vi pairs[LANES];
         for (int i = 0; i < SIDE; i++) {
             const int p = part + 2 * i;
-            if (r == 0)
-                for (int byte = 0; byte < 2 * head_dim; byte += 64) {
-                    __builtin_prefetch(next->keys[p] + byte);
-                    __builtin_prefetch(next->keys[p + 1] + byte);
-                    __builtin_prefetch(next->values[p] + byte);
-                    __builtin_prefetch(next->values[p + 1] + byte);
-                }
+            if (r == 0) ask_for(ahead[p / RUN], 2 * head_dim * (p % RUN), 4 * head_dim);
             /* Scores first: of large ones only the difference is exact. */
-            const vf even = exp2_of((load_f(scores + p * ROWS) - most) * c);
-            const vf odd = exp2_of((load_f(scores + (p + 1) * ROWS) - most) * c);
-            const vi low = (vi)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)even));
-            const vi high = (vi)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)odd)) << 16;
-            pairs[i] = low | high;
-            total += (vf)(low << 16); /* the sum is of what is multiplied with the values: the rounded weights */
-            total += (vf)high;
+            const vf even = coarse_exp2(load_f(scores + p * ROWS) - now, splat(c), lowest);
+            const vf odd = coarse_exp2(load_f(scores + (p + 1) * ROWS) - now, splat(c), lowest);
+            const __m512i rounded = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+            pairs[i] = (vi)_mm512_permutexvar_epi16(together, rounded);
+            total[0] += (vf)(pairs[i] << 16); /* the sum is of what is multiplied with the values: rounded weights */
+            total[1] += (vf)(pairs[i] & (int32_t)0xffff0000);
         }
         transpose(pairs);
         for (int i = 0; i < SIDE; i++) memcpy(m->weights + (r + i) * (TILE / 2) + part / 2, &pairs[i], sizeof pairs[i]);
     }
-    const vf scale = exp2_of((before - most) * c);
-    total += load_f(m->total + r) * scale;
-    memcpy(m->largest + r, &most, sizeof most);
-    memcpy(m->total + r, &total, sizeof total);
+    const vf scale = exp2_of((before - now) * c);
+    total[0] += load_f(m->total + r) * scale + total[1];
+    memcpy(m->largest + r, &now, sizeof now);
+    memcpy(m->total + r, &total[0], sizeof total[0]);
     memcpy(m->scale + r, &scale, sizeof scale);
 }
 
@@ -191,47 +208,55 @@ INLINE void add_values(Squares *m, int count, int r, int d, int head_dim, const 
     }
 }
 
+INLINE void add_tile(Squares *m, int count, int columns, int head_dim) {
+    for (int d = 0; d < head_dim; d += 2 * SIDE) {
+        int r = 0;
+        for (; r + 2 * SIDE <= columns; r += 2 * SIDE) add_values(m, count, r, d, head_dim, 1);
+        if (r < columns) add_values(m, count, r, d, head_dim, 0);
+    }
+}
+
 static NOINLINE void NAME(attend_squares)(const Call *call, const Item *item) {
     const Batch *batch = call->batch;
     const int32_t *span = batch->spans + 4 * item->span;
     const int head_dim = (int)batch->head_dim, rows = item->tokens * item->heads;
-    const int columns = (rows + SIDE - 1) / SIDE * SIDE, last_pair = columns / SIDE % 2 ? columns - SIDE : columns;
+    const int columns = (rows + SIDE - 1) / SIDE * SIDE;
     const float c = call->scale * LOG2_E;
     Squares m;
-    Rows seen[2];
+    Tile found[3]; /* a tile and the two behind it */
 
     configure();
+    const int begin = item->first / TILE * TILE;
+    for (int i = 0; i < 3; i++) find_tile(&found[i], call, item, begin + i * TILE);
+    for (int i = 0; i < RUNS; i++) {
+        ask_for(found[0].values[i], 0, 2 * RUN * head_dim);
+        ask_for(found[1].keys[i], 0, 2 * RUN * head_dim);
+    }
     pack_columns(&m, call, item, span[ROW], rows, head_dim);
     see(&m, call, item, span[START], columns);
     memset(m.sums, 0, sizeof(float) * columns * head_dim);
     for (int r = 0; r < columns; r++) m.largest[r] = NOTHING_YET, m.total[r] = 0;
     const int all_from = m.from[rows - 1], all_to = m.to[0]; /* what all rows see: later ones begin and end later */
-    const int begin = item->first / TILE * TILE;
-    find_rows(&seen[0], call, item, begin);
-    for (int tile = begin, turn = 0; tile < item->last; tile += TILE, turn ^= 1) {
-        const int here = item->last - tile < TILE ? item->last - tile : TILE;
-        const int count = (here + DEPTH - 1) / DEPTH * DEPTH;
-        const Rows *now = &seen[turn], *next = &seen[turn ^ 1];
-        find_rows(&seen[turn ^ 1], call, item, tile + TILE);
-        for (int p = 0; p < count; p += 2 * SIDE) {
-            const char *low = keys_of(now->keys + p, m.keys, head_dim);
-            const char *high = keys_of(now->keys + p + SIDE, m.keys + SIDE * MAX_HEAD_DIM, head_dim);
-            for (int r = 0; r < last_pair; r += 2 * SIDE) score(&m, low, high, p, r, head_dim, 1);
-            if (last_pair < columns) score(&m, low, high, p, last_pair, head_dim, 0);
-        }
+    score_tile(&m, m.scores[0], &found[0], call, item, begin, padded(item->last - begin), columns);
+    for (int tile = begin, turn = 0; tile < item->last; tile += TILE, turn++) {
+        const int count = padded(item->last - tile), left = item->last - tile - TILE;
+        Tile *now = &found[turn % 3], *next = &found[(turn + 1) % 3], *later = &found[(turn + 2) % 3];
+        for (int i = 0; i < count / RUN; i++)
+            pack_values(m.values + i * (RUN / 2) * head_dim, values_of(now, m.copy[0], call, item, tile, i),
+                        next->values[i], head_dim, BFLOAT16, 1);
         const int masked = tile < all_from || tile + count > all_to;
         for (int r = 0; r < columns; r += SIDE) {
             if (masked)
-                weigh(&m, next, tile, count, r, head_dim, c, 1);
+                weigh(&m, m.scores[turn % 2], later->keys, tile, count, r, head_dim, c, 1);
             else
-                weigh(&m, next, tile, count, r, head_dim, c, 0);
+                weigh(&m, m.scores[turn % 2], later->keys, tile, count, r, head_dim, c, 0);
             rescale(&m, r, head_dim);
         }
-        pack_values(m.values, now->values, NULL, count, head_dim, BFLOAT16, 1);
-        for (int d = 0; d < head_dim; d += 2 * SIDE) {
-            for (int r = 0; r < last_pair; r += 2 * SIDE) add_values(&m, count, r, d, head_dim, 1);
-            if (last_pair < columns) add_values(&m, count, last_pair, d, head_dim, 0);
-        }
+        /* Before the weights are multiplied: what was stored just now cannot be loaded to a square at once. */
+        if (left > 0)
+            score_tile(&m, m.scores[(turn + 1) % 2], next, call, item, tile + TILE, padded(left), columns);
+        add_tile(&m, count, columns, head_dim);
+        find_tile(now, call, item, tile + 3 * TILE);
     }
     _tile_release();
     finish(call, item, m.sums, m.largest, m.total, BFLOAT16);

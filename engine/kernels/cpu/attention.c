@@ -8,7 +8,7 @@
 
 #include "batch.h"
 
-enum { ROWS = 64, TILE = 64, SPLIT = 256 };
+enum { ROWS = 64, TILE = 64, RUN = 16, RUNS = TILE / RUN, SPLIT = 256 };
 
 #define LOG2_E 1.44269504088896341f
 #define NOTHING_YET -1e30f /* finite, so that nothing minus nothing is not NaN */
@@ -34,30 +34,59 @@ typedef struct {
     float *partials; /* [rows][head_dim + 2]: weighted sum of values, largest score, sum of weights */
 } Call;
 
+/* What is read of a tile: runs of keys, and of values, that lie behind each other. NULL: these have to be gathered. */
 typedef struct {
-    char *keys[TILE], *values[TILE];
-} Rows;
+    const char *keys[RUNS], *values[RUNS];
+} Tile;
 
-static char nothing[MAX_HEAD_DIM * 4];
+static const char nothing[RUN * MAX_HEAD_DIM * 4];
 
-/* What is read for a tile: rows of the pool, and of zeros for positions that the item does not see. */
-static void find_rows(Rows *rows, const Call *call, const Item *item, int tile) {
+static const char *row_of(const Call *call, const Item *item, int position) {
     const Batch *b = call->batch;
-    const int block_size = (int)b->block_size;
     const Steps steps = steps_of(b);
     const int32_t *table = b->tables + b->spans[4 * item->span + SLOT] * b->table_stride;
-    char *base = b->pool + call->layer * steps.layer + item->kv_head * steps.head;
-    int p = 0;
-    for (; p < TILE && tile + p < item->first; p++) rows->keys[p] = rows->values[p] = nothing;
-    while (p < TILE && tile + p < item->last) {
-        int offset = (tile + p) % block_size;
-        char *key = base + table[(tile + p) / block_size] * steps.block + offset * steps.row;
-        for (; offset < block_size && p < TILE && tile + p < item->last; offset++, p++, key += steps.row) {
-            rows->keys[p] = key;
-            rows->values[p] = key + b->num_kv_heads * steps.head;
-        }
+    const int block_size = (int)b->block_size;
+    return b->pool + table[position / block_size] * steps.block + call->layer * steps.layer +
+           item->kv_head * steps.head + position % block_size * steps.row;
+}
+
+static void find_tile(Tile *found, const Call *call, const Item *item, int tile) {
+    const int64_t to_values = call->batch->num_kv_heads * steps_of(call->batch).head;
+    for (int i = 0; i < RUNS; i++) {
+        const int p = tile + i * RUN;
+        found->keys[i] = found->values[i] = p < item->last ? NULL : nothing;
+        if (p < item->first || p + RUN > item->last || call->batch->block_size % RUN) continue;
+        found->keys[i] = row_of(call, item, p);
+        found->values[i] = found->keys[i] + to_values;
     }
-    for (; p < TILE; p++) rows->keys[p] = rows->values[p] = nothing;
+}
+
+/* A run at `run`; where that is NULL, the run from `position` on is put together at `to`: rows of zeros for positions
+ * that the item does not see. `offset`: from a position's key to what is wanted. */
+static const char *gathered(const char *run, char *to, const Call *call, const Item *item, int position,
+                            int64_t offset) {
+    if (run) return run;
+    const int64_t row = steps_of(call->batch).row;
+    for (int i = 0; i < RUN; i++, position++) {
+        const int seen = position >= item->first && position < item->last;
+        memcpy(to + i * row, seen ? row_of(call, item, position) + offset : nothing, row);
+    }
+    return to;
+}
+
+static const char *keys_of(const Tile *found, char *copy, const Call *call, const Item *item, int tile, int run) {
+    return gathered(found->keys[run], copy, call, item, tile + run * RUN, 0);
+}
+
+static const char *values_of(const Tile *found, char *copy, const Call *call, const Item *item, int tile, int run) {
+    const int64_t offset = call->batch->num_kv_heads * steps_of(call->batch).head;
+    return gathered(found->values[run], copy, call, item, tile + run * RUN, offset);
+}
+
+/* Brings to the cache what is read soon of a run, if that is known already. */
+INLINE void ask_for(const char *run, int64_t from, int64_t bytes) {
+    if (run)
+        for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(run + from + i);
 }
 
 #define EACH_ISA "tile.h"

@@ -31,48 +31,44 @@ INLINE void transpose(vi square[LANES]) {
     }
 }
 
-/* Keys of `count` positions to `to` [words of a row][TILE]; asks for `ahead`, the keys of the next tile, meanwhile. */
-INLINE void pack_keys(uint32_t *to, char *const *rows, char *const *ahead, int count, int head_dim, const int dtype,
-                      const int dot) {
-    const int size = dtype == FLOAT32 ? 4 : 2, words = dot ? head_dim / 2 : head_dim;
-    for (int p = 0; p < count; p += LANES) {
-        for (int i = 0; i < LANES; i++)
-            for (int byte = 0; byte < head_dim * size; byte += 64) __builtin_prefetch(ahead[p + i] + byte);
+/* A run of keys to a run of columns of `to` [words of a row][TILE]; asks for `ahead`, a later run, meanwhile. */
+INLINE void pack_keys(uint32_t *to, const char *run, const char *ahead, int head_dim, const int dtype, const int dot) {
+    const int row = head_dim * (dtype == FLOAT32 ? 4 : 2), words = dot ? head_dim / 2 : head_dim;
+    for (int p = 0; p < RUN; p += LANES, run += LANES * row) {
+        ask_for(ahead, p * row, LANES * row);
         for (int w = 0; w < words; w += LANES) {
             vi square[LANES];
             for (int i = 0; i < LANES; i++)
-                square[i] = (vi)(dot ? load_f(rows[p + i] + 4 * w) : load_as_float(rows[p + i], w, dtype));
+                square[i] = (vi)(dot ? load_f(run + i * row + 4 * w) : load_as_float(run + i * row, w, dtype));
             transpose(square);
             for (int i = 0; i < LANES; i++) memcpy(to + (w + i) * TILE + p, &square[i], sizeof square[i]);
         }
     }
 }
 
-/* Values of `count` positions to `to` [count][head_dim], or [count / 2][head_dim] pairs of positions; asks for `ahead`,
- * the values of the next tile, meanwhile, where that is not NULL. */
-INLINE void pack_values(uint32_t *to, char *const *rows, char *const *ahead, int count, int head_dim, const int dtype,
+/* A run of values to `to` [RUN][head_dim], or to [RUN / 2][head_dim] pairs of positions. */
+INLINE void pack_values(uint32_t *to, const char *run, const char *ahead, int head_dim, const int dtype,
                         const int dot) {
-    const int size = dtype == FLOAT32 ? 4 : 2;
-    for (int p = 0; p < count; p += 2) {
-        for (int i = 0; ahead && i < 2; i++)
-            for (int byte = 0; byte < head_dim * size; byte += 64) __builtin_prefetch(ahead[p + i] + byte);
+    const int row = head_dim * (dtype == FLOAT32 ? 4 : 2);
+    for (int p = 0; p < RUN; p += 2, run += 2 * row, to += dot ? head_dim : 2 * head_dim) {
+        ask_for(ahead, p * row, 2 * row);
 #if DOT
         if (dot) {
             const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7,
                                                    22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
             for (int d = 0; d < head_dim; d += 16) {
-                __m256i even = _mm256_loadu_si256((const void *)(rows[p] + 2 * d));
-                __m256i odd = _mm256_loadu_si256((const void *)(rows[p + 1] + 2 * d));
+                __m256i even = _mm256_loadu_si256((const void *)(run + 2 * d));
+                __m256i odd = _mm256_loadu_si256((const void *)(run + row + 2 * d));
                 __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1);
-                _mm512_storeu_si512(to + p / 2 * head_dim + d, _mm512_permutexvar_epi16(order, both));
+                _mm512_storeu_si512(to + d, _mm512_permutexvar_epi16(order, both));
             }
             continue;
         }
 #endif
         for (int i = 0; i < 2; i++)
             for (int d = 0; d < head_dim; d += LANES) {
-                vf v = load_as_float(rows[p + i], d, dtype);
-                memcpy(to + (p + i) * head_dim + d, &v, sizeof v);
+                vf v = load_as_float(run + i * row, d, dtype);
+                memcpy(to + i * head_dim + d, &v, sizeof v);
             }
     }
 }

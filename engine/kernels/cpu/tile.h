@@ -130,20 +130,22 @@ INLINE void NAME(attend)(const Call *call, const Item *item, const int dtype, co
     float scores[ROWS * TILE] __attribute__((aligned(64)));
     float sums[ROWS * MAX_HEAD_DIM] __attribute__((aligned(64)));
     float largest[ROWS], total[ROWS], scale[ROWS];
-    Rows seen[2];
+    char copy[RUN * MAX_HEAD_DIM * 4];
+    Tile found[2];
 
     pack_queries(queries, call, item, span[ROW], head_dim, dtype, dot);
     memset(sums, 0, sizeof(float) * rows * head_dim);
     for (int r = 0; r < rows; r++) largest[r] = NOTHING_YET, total[r] = 0;
     const float c = call->scale * LOG2_E;
     const int begin = item->first / TILE * TILE;
-    find_rows(&seen[0], call, item, begin);
+    find_tile(&found[0], call, item, begin);
     for (int tile = begin, turn = 0; tile < item->last; tile += TILE, turn ^= 1) {
         const int here = item->last - tile < TILE ? item->last - tile : TILE;
-        const int count = (here + 15) / 16 * 16;
-        const Rows *now = &seen[turn], *next = &seen[turn ^ 1];
-        find_rows(&seen[turn ^ 1], call, item, tile + TILE);
-        pack_keys(keys, now->keys, next->keys, count, head_dim, dtype, dot);
+        const int runs = (here + RUN - 1) / RUN, count = runs * RUN;
+        const Tile *now = &found[turn], *next = &found[turn ^ 1];
+        find_tile(&found[turn ^ 1], call, item, tile + TILE);
+        for (int i = 0; i < runs; i++)
+            pack_keys(keys + i * RUN, keys_of(now, copy, call, item, tile, i), next->keys[i], head_dim, dtype, dot);
         product(queries, words, keys, TILE, scores, TILE, rows, count, words, NULL, dot);
         for (int r = 0; r < rows; r++) {
             const int position = span[START] + item->token + r / item->heads;
@@ -153,7 +155,9 @@ INLINE void NAME(attend)(const Call *call, const Item *item, const int dtype, co
             scale[r] = softmax_row(scores + r * TILE, weights + r * (dot ? TILE / 2 : TILE), count, from - tile,
                                    to - tile, c, &largest[r], &total[r], dot);
         }
-        pack_values(values, now->values, next->values, count, head_dim, dtype, dot);
+        for (int i = 0; i < runs; i++)
+            pack_values(values + i * RUN * (dot ? head_dim / 2 : head_dim), values_of(now, copy, call, item, tile, i),
+                        next->values[i], head_dim, dtype, dot);
         product(weights, dot ? TILE / 2 : TILE, values, head_dim, sums, head_dim, rows, head_dim,
                 dot ? count / 2 : count, scale, dot);
     }
