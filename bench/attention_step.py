@@ -72,7 +72,7 @@ def main() -> None:
         sides: dict[str, Attention] = {"torch": ReferenceAttention(pool, tables, (None,))}
         for isa in Isa:
             if isa <= kernel.isa:
-                sides[isa.name] = CompiledAttention(kernel.with_isa(isa), pool, tables, (None,), torch_chunk=None)
+                sides[isa.name] = CompiledAttention(kernel.with_isa(isa), pool, tables)
         seen = sum(span.end for span in spans) * pool.layout.block_bytes / BLOCK_SIZE
         runs: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
         for _ in range(arguments.rounds + 1):  # the first warms up

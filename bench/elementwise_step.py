@@ -63,7 +63,7 @@ class Work:
         assert kernel is not None, "there is no compiled kernel to measure"
         pool = KVCache(KVLayout(1, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, dtype, b"bench"), -(-num_tokens // BLOCK_SIZE))
         tables = np.arange(pool.num_blocks, dtype=np.int32)[None]
-        self._attention = CompiledAttention(kernel, pool, tables, (None,))
+        self._attention = CompiledAttention(kernel, pool, tables)
         self.batch: CompiledBatch = self._attention.batch([Span(0, 0, num_tokens, slot=0)])
         self.hidden, self.delta, self.weight = random(num_tokens, HIDDEN), random(num_tokens, HIDDEN), random(HIDDEN)
         self.qkv = random(num_tokens, (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM)

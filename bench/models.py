@@ -5,7 +5,7 @@ version of Python: the tokenizer learns from the standard library's sources.
 
 from __future__ import annotations
 
-import sys
+import argparse
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,4 +81,6 @@ def sources(root: Path) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    print(half_billion(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(prog="python -m bench.models", description=__doc__)
+    parser.add_argument("directory", type=Path, help="where it is written to, unless it is there")
+    print(half_billion(parser.parse_args().directory))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass, field
 
@@ -90,7 +91,20 @@ def parse_peer(text: str) -> PeerSpec:
     if kind == "command":
         return PeerSpec(label or kind, kind, tuple(words), {})
     options = dict(word.partition("=")[::2] for word in words[1:])
-    return PeerSpec(name, kind, (words[0],), options)
+    if _FILE in options:
+        options[_FILE] = os.path.abspath(options[_FILE])
+        if not os.path.isfile(options[_FILE]):
+            raise ConfigError(f"--peer {name}: {_FILE} is {options[_FILE]}, where there is no file")
+    return PeerSpec(name, kind, (_program(words[0]),), options)
+
+
+_FILE = "gguf"
+"""The option that names a file."""
+
+
+def _program(text: str) -> str:
+    """Good in every directory, for a peer runs in one of its own. Links stay: a virtual environment's Python is one."""
+    return os.path.abspath(text) if "/" in text else text
 
 
 def parse_endpoint(text: str) -> tuple[str, str]:

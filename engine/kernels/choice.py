@@ -26,7 +26,7 @@ def choose_attention(cache: KVCache, block_tables: BlockTables, windows: Sequenc
     if cache.device.type == "cpu" and CompiledAttention.supports(cache.layout):
         kernel = load_kernel()
         if kernel is not None:
-            return CompiledAttention(kernel, cache, block_tables, windows)
+            return CompiledAttention(kernel, cache, block_tables)
     return ReferenceAttention(cache, block_tables, windows)
 
 

@@ -90,19 +90,15 @@ class ReferenceBatch:
 
     def attend(self, layer: int, query: Tensor, window: int | None) -> Tensor:
         output = torch.empty_like(query, memory_format=torch.contiguous_format)
-        self.attend_into(output, layer, query, window)
-        return output.view(len(query), -1)
-
-    def attend_into(self, output: Tensor, layer: int, query: Tensor, window: int | None) -> None:
-        """Fills the spans' rows of `output`, which has the shape of `query`, and leaves all others alone."""
         gather = self._gathers[window]
         tiles = self._tiles.index_select(0, gather.rows + layer * self._tiles_per_layer)
         by_kv_head = (len(query), self._num_kv_heads, query.shape[1] // self._num_kv_heads, self._head_dim)
-        query, output = query.view(by_kv_head), output.view(by_kv_head)
+        query, rows_of_heads = query.view(by_kv_head), output.view(by_kv_head)
         for view, own in zip(gather.views, torch.split(tiles, [view.rows for view in gather.views]), strict=True):
             key, value = own.view(2, self._num_kv_heads, -1, self._head_dim)[:, :, view.first : view.last]
             rows = slice(view.span.row, view.span.row + view.span.count)
-            output[rows] = _attend_one(query[rows], key, value, view)
+            rows_of_heads[rows] = _attend_one(query[rows], key, value, view)
+        return output.view(len(query), -1)
 
     def _vector_slots(self, spans: Sequence[Span]) -> Tensor:
         """`[num_tokens * 2 * num_kv_heads]`: where layer 0's key and value vectors go, token by token."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from baton.cli import bench, main
@@ -30,6 +32,16 @@ def test_a_peer_has_a_kind_a_label_a_python_and_options() -> None:
         "vllm:tuned", "vllm", ("/a b/python",), {"enforce_eager": "true", "n": "4"}
     )
     assert parse_peer("command:mine=./peer --fast x=1") == PeerSpec("mine", "command", ("./peer", "--fast", "x=1"), {})
+
+
+def test_what_a_peer_names_is_found_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.gguf").touch()
+    spec = parse_peer("llama.cpp=venv/python gguf=m.gguf")
+    assert spec == PeerSpec("llama.cpp", "llama.cpp", (f"{tmp_path}/venv/python",), {"gguf": f"{tmp_path}/m.gguf"})
+    assert parse_peer("vllm=python3").command == ("python3",)
+    with pytest.raises(ConfigError, match=f"gguf is {tmp_path}/other.gguf, where there is no file"):
+        parse_peer("llama.cpp=venv/python gguf=other.gguf")
 
 
 @pytest.mark.parametrize("text", ["vllm", "vllm=", "sglang=/bin/python", "=x"])

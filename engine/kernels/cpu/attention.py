@@ -17,7 +17,6 @@ from torch import Tensor
 from baton.layout import KVLayout
 from engine.attention import BlockTables, HeadNorms, Rotary, Span
 from engine.kernels.cpu.library import DTYPES, Batch, Kernel
-from engine.kernels.reference import ReferenceAttention, ReferenceBatch
 from engine.kv_cache import KVCache
 
 _MAX_HEAD_DIM = 256
@@ -25,21 +24,9 @@ _MAX_HEAD_DIM = 256
 Rows = npt.NDArray[np.int32]
 """`[num_spans, 4]`: row, start, count, slot."""
 
-# Chunks of at least so many tokens are attended to by torch instead; None: none are. Without AMX the kernel's tiles do
-# as many products in a cycle as oneDNN's do, and nothing is gathered; with AMX, torch should win for long chunks. To be
-# measured by bench/attention_step.py.
-TORCH_CHUNK: int | None = None
-
 
 class CompiledAttention:
-    def __init__(
-        self,
-        kernel: Kernel,
-        cache: KVCache,
-        block_tables: BlockTables,
-        windows: Sequence[int | None],
-        torch_chunk: int | None = TORCH_CHUNK,
-    ) -> None:
+    def __init__(self, kernel: Kernel, cache: KVCache, block_tables: BlockTables) -> None:
         layout = cache.layout
         assert self.supports(layout), f"{layout} is not for this kernel"
         assert cache.device.type == "cpu", f"the pool is on {cache.device}"
@@ -47,8 +34,6 @@ class CompiledAttention:
         assert block_tables.flags.c_contiguous, "block tables lie apart"
         self.kernel, self.cache = kernel, cache
         self._block_tables = block_tables  # kept: the kernel has their address
-        self._reference = ReferenceAttention(cache, block_tables, windows)
-        self._torch_chunk = torch_chunk
         self._workspace = torch.empty(0, dtype=torch.uint8)
         self._constant = {
             "pool": cache.tensor.data_ptr(),
@@ -67,13 +52,7 @@ class CompiledAttention:
         return layout.dtype in DTYPES and layout.head_dim % 16 == 0 and 0 < layout.head_dim <= _MAX_HEAD_DIM
 
     def batch(self, spans: Sequence[Span]) -> CompiledBatch:
-        limit = self._torch_chunk
-        long = [] if limit is None else [span for span in spans if span.count >= limit]
-        if not long:
-            every = self._rows(spans)
-            return CompiledBatch(self, every, every, None)
-        own = self._rows([span for span in spans if span not in long])
-        return CompiledBatch(self, self._rows(spans), own, self._reference.batch(long))
+        return CompiledBatch(self, spans)
 
     def struct(self, rows: Rows) -> Batch:
         """Good for as long as `rows` is kept."""
@@ -91,20 +70,13 @@ class CompiledAttention:
             self._workspace = torch.empty(needed, dtype=torch.uint8)
         return self._workspace.data_ptr()
 
-    @staticmethod
-    def _rows(spans: Sequence[Span]) -> Rows:
-        return np.array([(s.row, s.start, s.count, s.slot) for s in spans], dtype=np.int32).reshape(-1, 4)
-
 
 class CompiledBatch:
-    def __init__(
-        self, attention: CompiledAttention, written: Rows, attended: Rows, by_torch: ReferenceBatch | None
-    ) -> None:
-        """`written`: all spans; `attended`: those that the kernel attends to, while `by_torch` does the others."""
+    def __init__(self, attention: CompiledAttention, spans: Sequence[Span]) -> None:
         self._attention, self._library = attention, attention.kernel.library
-        self._kept = (written, attended)
-        self._written, self._attended = attention.struct(written), attention.struct(attended)
-        self._by_torch = by_torch
+        rows = np.array([(s.row, s.start, s.count, s.slot) for s in spans], dtype=np.int32).reshape(-1, 4)
+        self._kept = rows  # the struct has its address
+        self._batch = ctypes.byref(attention.struct(rows))
         self._needed: dict[int, int] = {}  # bytes of workspace, by window
         self._output: Tensor | None = None
         layout = attention.cache.layout
@@ -117,7 +89,7 @@ class CompiledBatch:
         heads = qkv.view(len(qkv), -1, self._head_dim)
         num_heads = heads.shape[1] - 2 * self._num_kv_heads
         self._library.baton_rotate_and_write(
-            ctypes.byref(self._written),
+            self._batch,
             layer,
             num_heads,
             qkv.data_ptr(),
@@ -133,7 +105,7 @@ class CompiledBatch:
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         key, value = self._rows_of_heads(key), self._rows_of_heads(value)
         self._library.baton_write(
-            ctypes.byref(self._written), layer, key.data_ptr(), key.stride(0), value.data_ptr(), value.stride(0)
+            self._batch, layer, key.data_ptr(), key.stride(0), value.data_ptr(), value.stride(0)
         )
 
     def attend(self, layer: int, query: Tensor, window: int | None) -> Tensor:
@@ -141,9 +113,7 @@ class CompiledBatch:
         if self._output is None or self._output.shape != query.shape:
             self._output = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype)
         output = self._output
-        if self._by_torch is not None:
-            self._by_torch.attend_into(output, layer, query, window)
-        query, batch, seen = self._rows_of_heads(query), ctypes.byref(self._attended), window or 0
+        query, batch, seen = self._rows_of_heads(query), self._batch, window or 0
         if seen not in self._needed:
             self._needed[seen] = self._library.baton_attend_workspace(batch, seen, num_heads)
         self._library.baton_attend(

@@ -13,6 +13,7 @@ typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 #define load_f NAME(load_f)
 #define splat NAME(splat)
 #define larger NAME(larger)
+#define across NAME(across)
 #define largest_of NAME(largest_of)
 #define sum_of NAME(sum_of)
 #define exp2_of NAME(exp2_of)
@@ -40,20 +41,41 @@ INLINE vf larger(vf a, vf b) {
 #endif
 }
 
+/* Each lane with the one that is `far` away, a constant below LANES and a power of two. */
+INLINE vf across(vf v, const int far) {
+#if LANES == 16
+    if (far == 8) return (vf)_mm512_shuffle_f32x4((__m512)v, (__m512)v, 0x4e);
+    if (far == 4) return (vf)_mm512_shuffle_f32x4((__m512)v, (__m512)v, 0xb1);
+    return (vf)(far == 2 ? _mm512_permute_ps((__m512)v, 0x4e) : _mm512_permute_ps((__m512)v, 0xb1));
+#elif LANES == 8
+    if (far == 4) return (vf)_mm256_permute2f128_ps((__m256)v, (__m256)v, 1);
+    return (vf)(far == 2 ? _mm256_permute_ps((__m256)v, 0x4e) : _mm256_permute_ps((__m256)v, 0xb1));
+#else
+    if (far == 2) return SHUFFLE(vf, v, v, 2, 3, 0, 1);
+    return SHUFFLE(vf, v, v, 1, 0, 3, 2);
+#endif
+}
+
 INLINE float largest_of(vf v) {
-    float x[LANES];
-    memcpy(x, &v, sizeof v);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
-    return x[0];
+#if LANES == 16
+    v = larger(v, across(v, 8));
+#endif
+#if LANES >= 8
+    v = larger(v, across(v, 4));
+#endif
+    v = larger(v, across(v, 2));
+    return larger(v, across(v, 1))[0];
 }
 
 INLINE float sum_of(vf v) {
-    float x[LANES];
-    memcpy(x, &v, sizeof v);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) x[i] += x[i + half];
-    return x[0];
+#if LANES == 16
+    v += across(v, 8);
+#endif
+#if LANES >= 8
+    v += across(v, 4);
+#endif
+    v += across(v, 2);
+    return v[0] + v[1];
 }
 
 /* 2^x for x <= 0, within 1.1e-7 of it, relatively; 0 for x below -126.5; NaN stays NaN. x = n + f with n whole and
