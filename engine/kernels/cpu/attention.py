@@ -104,9 +104,7 @@ class CompiledBatch:
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         key, value = self._rows_of_heads(key), self._rows_of_heads(value)
-        self._library.baton_write(
-            self._batch, layer, key.data_ptr(), key.stride(0), value.data_ptr(), value.stride(0)
-        )
+        self._library.baton_write(self._batch, layer, key.data_ptr(), key.stride(0), value.data_ptr(), value.stride(0))
 
     def attend(self, layer: int, query: Tensor, window: int | None) -> Tensor:
         num_tokens, num_heads, head_dim = query.shape
