@@ -11,6 +11,8 @@ from baton.errors import ConfigError
 from baton.flags import at_least, setting
 
 MEASURES = ("w1", "decode", "prefill", "w3", "steps", "start")
+_FILE = "gguf"
+"""The option of a peer that names a file."""
 PEER_KINDS = ("vllm", "transformers", "llama.cpp", "baton", "command")
 
 
@@ -96,10 +98,6 @@ def parse_peer(text: str) -> PeerSpec:
         if not os.path.isfile(options[_FILE]):
             raise ConfigError(f"--peer {name}: {_FILE} is {options[_FILE]}, where there is no file")
     return PeerSpec(name, kind, (_program(words[0]),), options)
-
-
-_FILE = "gguf"
-"""The option that names a file."""
 
 
 def _program(text: str) -> str:
