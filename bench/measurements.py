@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from bench.figures import Figure
+from bench.figures import Figure, number
 from bench.progress import Progress
 from bench.roofline import Peaks, Work, closed_batch_seconds, decode_seconds, prefill_seconds
 from bench.workloads import Job, fixed, totals, w1, w3
@@ -114,9 +114,14 @@ class Model:
 
 
 def alternating(
-    measurements: Sequence[Measurement], sides: Sequence[Side], rounds: int, progress: Progress
+    measurements: Sequence[Measurement],
+    sides: Sequence[Side],
+    rounds: int,
+    progress: Progress,
+    settle: Callable[[], None],
 ) -> list[Figure]:
-    """A round that does not count, for what is set up on first use, and then `rounds` that do."""
+    """A round that does not count, for what is set up on first use, and then `rounds` that do. `settle` comes before
+    each turn."""
     runs: dict[tuple[int, str], list[float]] = {}
     for turn in range(rounds + 1):
         for index, measurement in enumerate(measurements):
@@ -124,10 +129,13 @@ def alternating(
             for side in (*sides[first:], *sides[:first]):
                 if measurement.only in ("", side.name):
                     salt = _SALTS * (turn * len(measurements) + index)
+                    settle()
                     value = measurement.take(side, salt)
                     if turn > 0:
                         runs.setdefault((index, side.name), []).append(value)
-                    progress.advance(f"{side.name}: {measurement.measure}, {measurement.case}")
+                    progress.advance(
+                        f"{side.name}: {measurement.measure}, {measurement.case}: {number(value)} {measurement.unit}"
+                    )
     return [
         Figure(m.measure, m.case, side.name, m.unit, tuple(runs[index, side.name]), m.more_is_better, m.bound)
         for index, m in enumerate(measurements)

@@ -21,6 +21,7 @@ from bench.own import OwnEngine
 from bench.peer import Peer
 from bench.peers.protocol import Settings
 from bench.progress import bar
+from bench.quiet import Quiet
 from bench.roofline import Peaks, Work
 from bench.settings import MEASURES, EngineBenchConfig, PeerSpec, parse_peer, parse_sizes
 from bench.start import start_figures
@@ -103,7 +104,7 @@ def _measure(
                 peers.append(Peer(spec, settings))
                 stack.callback(peers[-1].stop)
             with bar(num_runs(measurements, 1 + len(peers), plan.rounds), "runs") as progress:
-                figures += alternating(measurements, [own, *peers], plan.rounds, progress)
+                figures += alternating(measurements, [own, *peers], plan.rounds, progress, Quiet())
         figures += cache_ratio(figures)
     if "steps" in plan.measures:
         with bar(plan.rounds * len(plan.batches) * len(plan.contexts), "cases") as progress:

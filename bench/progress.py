@@ -1,7 +1,10 @@
-"""Shows a person how far a measurement is: tqdm's bar on a terminal, and nothing where there is none or no tqdm."""
+"""Shows how far a measurement is: tqdm's bar on a terminal; where there is none, a line for each thing done, so that a
+log tells what has come out so far.
+"""
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
 from typing import Protocol
 
@@ -17,9 +20,17 @@ class Progress(Protocol):
     ) -> None: ...
 
 
-class _NoBar:
+class _Lines:
+    """On stderr. What is the same as before, as with each request of one load, makes no new line."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done, self._last = total, 0, ""
+
     def advance(self, what: str, count: int = 1) -> None:
-        pass
+        self._done += count
+        if what != self._last:
+            self._last = what
+            print(f"[{self._done}/{self._total}] {what}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
         return self
@@ -30,11 +41,11 @@ class _NoBar:
         pass
 
 
-class _Bar(_NoBar):
+class _Bar(_Lines):
     def __init__(self, total: int, unit: str) -> None:
         from tqdm import tqdm
 
-        self._tqdm = tqdm(total=total, unit=unit, disable=None, leave=False, dynamic_ncols=True)
+        self._tqdm = tqdm(total=total, unit=unit, leave=False, dynamic_ncols=True)
 
     def advance(self, what: str, count: int = 1) -> None:
         self._tqdm.set_description_str(what, refresh=False)
@@ -47,7 +58,9 @@ class _Bar(_NoBar):
 
 
 def bar(total: int, unit: str) -> Progress:
-    try:
-        return _Bar(total, f" {unit}")
-    except ImportError:  # tqdm comes with the dev extra
-        return _NoBar()
+    if sys.stderr.isatty():
+        try:
+            return _Bar(total, unit=f" {unit}")
+        except ImportError:  # tqdm comes with the dev extra
+            pass
+    return _Lines(total)

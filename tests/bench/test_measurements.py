@@ -32,7 +32,7 @@ def measure(measurements: list[Measurement], rounds: int) -> tuple[list[Figure],
     log: list[tuple[str, Sequence[Job]]] = []
     sides = [Side("baton", 0.01, log), Side("peer", 0.02, log)]
     with bar(num_runs(measurements, 2, rounds), "runs") as progress:
-        return alternating(measurements, sides, rounds, progress), log
+        return alternating(measurements, sides, rounds, progress, settle=lambda: None), log
 
 
 def test_sides_take_turns_and_the_first_round_does_not_count() -> None:
