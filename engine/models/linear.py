@@ -1,5 +1,5 @@
-"""Matrix products with weights: the plain one, and two with weights packed at load. oneDNN's is for processors with
-16-bit arithmetic, our own for those without.
+"""Matrix products with weights: the plain one, and two with weights packed at load. Our own is for processors with AMX
+and for those without 16-bit arithmetic, oneDNN's for those between.
 """
 
 from __future__ import annotations
@@ -74,9 +74,10 @@ def _panel_kernel(weight: Tensor) -> Kernel | None:
     if weight.device.type != "cpu" or weight.dtype not in (torch.bfloat16, torch.float16):
         return None
     kernel = load_kernel()
-    if kernel is None or not PanelLinear.supports(kernel, weight.dtype) or _has_arithmetic(kernel, weight.dtype):
+    if kernel is None or not PanelLinear.supports(kernel, weight.dtype):
         return None
-    return kernel
+    ours = PanelLinear.uses_amx(kernel, weight) or not _has_arithmetic(kernel, weight.dtype)
+    return kernel if ours else None
 
 
 def _has_arithmetic(kernel: Kernel, dtype: torch.dtype) -> bool:

@@ -25,13 +25,14 @@ from tests.checkpoints import build_checkpoint
 
 KERNEL = load_kernel()
 assert KERNEL is not None, "set-up needs a C compiler and builds the kernel; without it nothing here would be tested"
-ISAS = [isa for isa in (Isa.AVX2, Isa.AVX512) if isa <= KERNEL.isa]
+ISAS = [isa for isa in (Isa.AVX2, Isa.AVX512, Isa.AMX) if isa <= KERNEL.isa]
 DTYPES = [torch.bfloat16, torch.float16]
 
 # [out_features, in_features]: tails of panels, of groups of panels and of vectors; with 6,001 and with 40,000 features
 # even few rows, and even one, are more than a cache holds at once.
 SHAPES = [(1, 1), (16, 64), (17, 5), (33, 400), (100, 896), (289, 401), (130, 2000), (8, 6001), (3, 40000)]
-ROWS = [1, 2, 3, 5, 6, 7, 13, 14, 15, 64, 84, 85, 200]
+SHAPES += [(1, 32), (16, 64), (47, 96), (300, 4864)]  # as AMX takes them
+ROWS = [1, 2, 3, 5, 6, 7, 13, 14, 15, 16, 17, 31, 32, 33, 64, 84, 85, 200]
 UNIT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 """Most that one rounding changes a number by, relatively."""
 

@@ -1,15 +1,15 @@
-/* y = x wᵀ + bias for 16-bit weights where there is no 16-bit arithmetic: x, w and bias bfloat16 or float16, sums
- * float32, one rounding at the end.
+/* y = x wᵀ + bias for 16-bit weights, with AMX or where there is no 16-bit arithmetic: x, w and bias bfloat16 or
+ * float16, sums float32, one rounding at the end.
  *
- * Weights are packed once, at load, into panels of two vectors of columns (of y): [panels][in_features][WIDTH], still
- * in 16 bits, the last panel filled up with zeros. Work is cut into parts of some neighbouring panels and at most ROWS
- * rows of x.
+ * Weights are packed once, at load, into panels of two vectors of columns (of y), still in 16 bits, the last panel filled
+ * up with zeros. Work is cut into parts of some neighbouring panels and at most ROWS (AMX_ROWS) rows of x, which threads
+ * take as they come to it: they are not equally fast where other machines share their cores.
  *
  * Every element of y is the sum of its products in the order of k, one fused multiply-add a product, from 0, whatever
  * strips, panels, cuts of k and threads it is computed in. So neither a row's place in the batch, nor its company, nor
  * the number of threads changes a bit of its result.
  *
- * linear.py mirrors Weight. panel.h has the arithmetic.
+ * linear.py mirrors Weight. panel.h has the arithmetic for vectors, panel_amx.h that for AMX.
  */
 
 #include "common.h"
@@ -58,6 +58,22 @@ BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
 #include "panel.h"
 END_TARGET
 
+#if HAS_AMX
+BEGIN_TARGET("amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#include "panel_amx.h"
+END_TARGET
+#endif
+
+/* Whether the weight is in AMX's squares. */
+static int in_squares(const Weight *weight) {
+#if HAS_AMX
+    return weight->isa >= AMX && weight->dtype == BFLOAT16 && weight->in_features % SQUARE_DEPTH == 0;
+#else
+    (void)weight;
+    return 0;
+#endif
+}
+
 static int64_t lanes_of(const Weight *weight) { return weight->isa >= AVX512 ? 16 : 8; }
 
 static int64_t panels_of(const Weight *weight) {
@@ -65,10 +81,23 @@ static int64_t panels_of(const Weight *weight) {
     return (weight->out_features + width - 1) / width;
 }
 
-/* Where a column is in a panel's row. Two bfloat16 make a word, of columns that are LANES apart: the lower one is a
- * float32 when it is shifted up, the higher one when the lower one is masked. */
-static int64_t place(int64_t column, int64_t lanes, int64_t dtype) {
-    return dtype == BFLOAT16 ? column % lanes * 2 + column / lanes : column;
+/* Where weight k of column `column` is in a panel: at the sum of two places. A panel of vectors is [in_features][WIDTH].
+ * There two bfloat16 make a word, of columns that are LANES apart: the lower one is a float32 when it is shifted up, the
+ * higher one when the lower one is masked. */
+INLINE int64_t place_of_column(const Weight *weight, int64_t column) {
+#if HAS_AMX
+    if (in_squares(weight)) return column / SQUARE * SQUARE * SQUARE_DEPTH + column % SQUARE * 2;
+#endif
+    const int64_t lanes = lanes_of(weight);
+    return weight->dtype == BFLOAT16 ? column % lanes * 2 + column / lanes : column;
+}
+
+INLINE int64_t place_of_k(int64_t k, int64_t width, const int squares) {
+#if HAS_AMX
+    if (squares) return k / SQUARE_DEPTH * SQUARE_DEPTH * width + k % SQUARE_DEPTH / 2 * 2 * SQUARE + k % 2;
+#endif
+    (void)squares;
+    return k * width;
 }
 
 static void product_part(const void *what, int64_t index) {
@@ -78,6 +107,12 @@ static void product_part(const void *what, int64_t index) {
     const int rows = (int)((block + 1) * product->num_rows / product->blocks - first_row);
     const int64_t left = panels_of(product->weight) - first_panel;
     const int panels = (int)(left < product->panels_a_part ? left : product->panels_a_part);
+#if HAS_AMX
+    if (in_squares(product->weight)) {
+        amx_part(product, first_row, rows, first_panel, panels);
+        return;
+    }
+#endif
     if (product->weight->isa >= AVX512)
         panel_part_avx512(product, first_row, rows, first_panel, panels);
     else
@@ -90,6 +125,14 @@ void baton_linear(const Weight *weight, const Team *team, const uint16_t *x, int
     Product product = {weight, x, y, num_rows, x_stride, (num_rows + ROWS - 1) / ROWS, PART_PANELS};
     const int64_t panels = panels_of(weight);
     if (panels * product.blocks < PART_PANELS * PARTS_A_THREAD * team->threads) product.panels_a_part = MOST_PANELS;
+#if HAS_AMX
+    if (in_squares(weight)) {
+        product.blocks = (num_rows + AMX_ROWS - 1) / AMX_ROWS;
+        product.panels_a_part = panels * product.blocks / (PARTS_A_THREAD * team->threads);
+        if (product.panels_a_part > AMX_PANELS) product.panels_a_part = AMX_PANELS;
+        if (product.panels_a_part < 1) product.panels_a_part = 1;
+    }
+#endif
     const int64_t groups = (panels + product.panels_a_part - 1) / product.panels_a_part;
     share_out(team, product_part, &product, groups * product.blocks);
 }
@@ -102,11 +145,15 @@ typedef struct {
 static void pack_part(const void *what, int64_t panel) {
     const Packing *packing = what;
     const Weight *w = packing->weight;
-    const int64_t lanes = lanes_of(w), width = 2 * lanes, in = w->in_features;
+    const int64_t width = 2 * lanes_of(w), in = w->in_features;
+    const int squares = in_squares(w);
     for (int64_t column = 0; column < width; column++) {
         const int64_t row = panel * width + column;
-        uint16_t *to = w->panels + panel * in * width + place(column, lanes, w->dtype);
-        for (int64_t k = 0; k < in; k++) to[k * width] = row < w->out_features ? packing->rows[row * in + k] : 0;
+        uint16_t *to = w->panels + panel * in * width + place_of_column(w, column);
+        if (row >= w->out_features)
+            for (int64_t k = 0; k < in; k++) to[place_of_k(k, width, squares)] = 0;
+        else
+            for (int64_t k = 0; k < in; k++) to[place_of_k(k, width, squares)] = packing->rows[row * in + k];
     }
 }
 
@@ -129,9 +176,10 @@ typedef struct {
 static void unpack_part(const void *what, int64_t i) {
     const Unpacking *unpacking = what;
     const Weight *w = unpacking->weight;
-    const int64_t lanes = lanes_of(w), width = 2 * lanes, in = w->in_features, row = unpacking->indices[i];
-    const uint16_t *from = w->panels + row / width * in * width + place(row % width, lanes, w->dtype);
-    for (int64_t k = 0; k < in; k++) unpacking->rows[i * in + k] = from[k * width];
+    const int64_t width = 2 * lanes_of(w), in = w->in_features, row = unpacking->indices[i];
+    const int squares = in_squares(w);
+    const uint16_t *from = w->panels + row / width * in * width + place_of_column(w, row % width);
+    for (int64_t k = 0; k < in; k++) unpacking->rows[i * in + k] = from[place_of_k(k, width, squares)];
 }
 
 /* The rows that were packed, of `count` indices. Returns 0, and does nothing, where one of these is of no row. */

@@ -1,4 +1,4 @@
-"""Products with 16-bit weights by linear.c, for processors without 16-bit arithmetic."""
+"""Products with 16-bit weights by linear.c, for processors with AMX, and for those without 16-bit arithmetic."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from torch import Tensor
 from engine.kernels.cpu.library import Isa, Kernel, Weight
 
 _DTYPES = {torch.bfloat16: 1, torch.float16: 2}  # common.h's numbers
+
+
+_AMX_DEPTH = 32  # panel_amx.h's SQUARE_DEPTH
 
 
 class PanelLinear:
@@ -42,6 +45,11 @@ class PanelLinear:
         if kernel.isa < Isa.AVX2 or dtype not in _DTYPES:
             return False
         return dtype is torch.bfloat16 or bool(kernel.library.baton_has_f16c())
+
+    @staticmethod
+    def uses_amx(kernel: Kernel, weight: Tensor) -> bool:
+        """As linear.c's in_squares decides."""
+        return kernel.isa >= Isa.AMX and weight.dtype is torch.bfloat16 and weight.shape[1] % _AMX_DEPTH == 0
 
     @property
     def nbytes(self) -> int:
