@@ -146,8 +146,10 @@ _AGEING, _AGED = 0.998, 0.05
 _FIT_EVERY = 16
 _EARLY = 64
 """Mere decodes need no fit at each step, but for the first ones: they change little, and nothing waits for it."""
-_PREFERENCE = (1e-4, 1e-5, 1e-4, 1e-3, 1e-3)
-"""Small: only what measurements cannot tell apart is decided by it, and then for the cost of chunk tokens."""
+_PREFERENCE = (1e-5, 1e-6, 2e-3, 1e-3, 1e-3)
+"""Small: only what measurements cannot tell apart is decided by it, and then for the cost of chunk tokens, or for what
+every step costs before that of a decode: where one stream alone was ever open, eight would seem to take eight times as
+long, and prompts beside them would starve."""
 
 
 def _size_class(shape: StepShape) -> int:

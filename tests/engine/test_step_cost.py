@@ -141,6 +141,20 @@ def test_what_cannot_be_told_apart_is_put_down_to_the_tokens_of_chunks() -> None
     assert cost.coefficients.token * 2048 == pytest.approx(1.6, rel=0.1)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_more_streams_than_were_ever_open_are_not_feared(seed: int) -> None:
+    noise, cost = random.Random(seed), StepCost(0.1)
+    cost.observe(shape_of(2048, 0, 0, 0), TRUE.seconds(shape_of(2048, 0, 0, 0)))
+    for step in range(60):
+        alone = shape_of(0, 0, 1, 176 + step)
+        cost.observe(alone, TRUE.seconds(alone) * math.exp(noise.gauss(0, 0.05)))
+    eight = shape_of(0, 0, 8, 200)
+    assert cost.coefficients.seconds(eight) < 2 * TRUE.seconds(eight)
+    for _ in range(3):
+        cost.observe(eight, TRUE.seconds(eight))
+    assert cost.coefficients.seconds(eight) == pytest.approx(TRUE.seconds(eight), rel=0.2)
+
+
 def test_a_measurement_of_nothing_is_survived() -> None:
     cost = StepCost(0.1)
     for _ in range(20):
