@@ -51,7 +51,7 @@ class SchedulerConfig:
     max_num_seqs: int = setting(64, "most requests in one step", **at_least(1))
     max_num_batched_tokens: int = setting(2048, "most tokens in one step", **at_least(1))
     itl_objective_ms: float = setting(
-        100.0,
+        200.0,
         "longest that prompts may make an open stream wait for its next token: sets the chunk size; 0: no limit",
         **at_least(0),
     )

@@ -9,7 +9,8 @@ enum {
     SQUARE = 16,
     SQUARE_DEPTH = 32,
     STRIP_BYTES = 2 * SQUARE * SQUARE_DEPTH * 2, /* of a panel, for each depth */
-    AMX_ROWS = 256, /* of x in a part: with the columns that they are multiplied by they stay in the second cache */
+    AMX_ROWS = 256,  /* of x in a part, and */
+    AMX_DEPTH = 1280, /* of k at once: so much of x stays in the second cache while panels go by */
     AMX_PANELS = 4, /* most of a part */
     AMX_AHEAD = 8192, /* bytes: two multiplications take less time than memory */
 };
@@ -27,15 +28,25 @@ INLINE void amx_configure(int upper, int lower) {
     _tile_loadconfig(&shape);
 }
 
-/* sums [32][32] of 16 rows with a panel, or of 32 where `both`. `ask`: the panel comes from memory. */
+/* sums [32][32] of 16 rows with a panel, or of 32 where `both`; behind the `first` k they are added to. `ask`: the panel
+ * comes from memory. */
 INLINE void amx_multiply(float *sums, const uint16_t *x, int64_t x_stride, const char *panel, int64_t depth,
-                         const int both, const int ask) {
+                         const int both, const int first, const int ask) {
     const uint16_t *lower = x + SQUARE * x_stride;
-    _tile_zero(0);
-    _tile_zero(1);
-    if (both) {
-        _tile_zero(2);
-        _tile_zero(3);
+    if (first) {
+        _tile_zero(0);
+        _tile_zero(1);
+        if (both) {
+            _tile_zero(2);
+            _tile_zero(3);
+        }
+    } else {
+        _tile_loadd(0, sums, 4 * 2 * SQUARE);
+        _tile_loadd(1, sums + SQUARE, 4 * 2 * SQUARE);
+        if (both) {
+            _tile_loadd(2, sums + 2 * SQUARE * SQUARE, 4 * 2 * SQUARE);
+            _tile_loadd(3, sums + 2 * SQUARE * SQUARE + SQUARE, 4 * 2 * SQUARE);
+        }
     }
     for (int64_t k = 0; k < depth; k += SQUARE_DEPTH, panel += STRIP_BYTES) {
         if (ask)
@@ -72,31 +83,45 @@ INLINE void amx_store(uint16_t *y, int64_t y_stride, const float *sums, const ui
     }
 }
 
-static NOINLINE void amx_part(const Product *product, int64_t first_row, int rows, int64_t first_panel, int panels) {
+/* The part's rows with one panel, [k, k + depth) of it. */
+INLINE void amx_rows(const Product *product, float *sums, int64_t first_row, int rows, int64_t panel, int64_t k,
+                     int64_t depth) {
     const Weight *weight = product->weight;
-    const int64_t in = weight->in_features, stride = product->x_stride;
-    float sums[2 * SQUARE * 2 * SQUARE] __attribute__((aligned(64)));
-    for (int p = 0; p < panels; p++) {
-        const char *panel = (const char *)(weight->panels + (first_panel + p) * in * 2 * SQUARE);
-        const int64_t column = (first_panel + p) * 2 * SQUARE, left = weight->out_features - column;
-        const int columns = left < 2 * SQUARE ? (int)left : 2 * SQUARE;
-        amx_configure(SQUARE, SQUARE);
-        for (int r = 0; r < rows; r += 2 * SQUARE) {
-            const int some = rows - r < 2 * SQUARE ? rows - r : 2 * SQUARE;
-            if (some <= SQUARE)
-                amx_configure(some, 0);
-            else if (some < 2 * SQUARE)
-                amx_configure(SQUARE, some - SQUARE);
-            const uint16_t *x = product->x + (first_row + r) * stride;
-            if (some > SQUARE && r == 0)
-                amx_multiply(sums, x, stride, panel, in, 1, 1);
-            else if (some > SQUARE)
-                amx_multiply(sums, x, stride, panel, in, 1, 0);
-            else
-                amx_multiply(sums, x, stride, panel, in, 0, 1);
-            amx_store(product->y + (first_row + r) * weight->out_features + column, weight->out_features, sums,
-                      weight->bias ? weight->bias + column : NULL, some, columns);
+    const int64_t in = weight->in_features, x_stride = product->x_stride, last = k + depth == in;
+    const int64_t column = panel * 2 * SQUARE, left = weight->out_features - column;
+    const char *from = (const char *)(weight->panels + (panel * in + k) * 2 * SQUARE);
+    amx_configure(SQUARE, SQUARE);
+    for (int r = 0; r < rows; r += 2 * SQUARE, sums += 4 * SQUARE * SQUARE) {
+        const int some = rows - r < 2 * SQUARE ? rows - r : 2 * SQUARE;
+        if (some < 2 * SQUARE) amx_configure(some < SQUARE ? some : SQUARE, some > SQUARE ? some - SQUARE : 0);
+        const uint16_t *x = product->x + (first_row + r) * x_stride + k;
+        switch ((some > SQUARE) << 2 | (k == 0) << 1 | (r == 0)) {
+#define CASE(both, first, ask)                                                  \
+    case (both) << 2 | (first) << 1 | (ask):                                    \
+        amx_multiply(sums, x, x_stride, from, depth, both, first, ask);         \
+        break
+            CASE(0, 0, 0);
+            CASE(0, 0, 1);
+            CASE(0, 1, 0);
+            CASE(0, 1, 1);
+            CASE(1, 0, 0);
+            CASE(1, 0, 1);
+            CASE(1, 1, 0);
+            CASE(1, 1, 1);
+#undef CASE
         }
+        if (last)
+            amx_store(product->y + (first_row + r) * weight->out_features + column, weight->out_features, sums,
+                      weight->bias ? weight->bias + column : NULL, some, (int)(left < 2 * SQUARE ? left : 2 * SQUARE));
     }
+}
+
+static NOINLINE void amx_part(const Product *product, int64_t first_row, int rows, int64_t first_panel, int panels) {
+    float sums[AMX_PANELS][AMX_ROWS * 2 * SQUARE] __attribute__((aligned(64)));
+    const int64_t in = product->weight->in_features, most = rows > 2 * SQUARE ? AMX_DEPTH : in;
+    const int64_t cuts = (in + most - 1) / most, even = (in / SQUARE_DEPTH + cuts - 1) / cuts * SQUARE_DEPTH;
+    for (int64_t k = 0; k < in; k += even)
+        for (int p = 0; p < panels; p++)
+            amx_rows(product, sums[p], first_row, rows, first_panel + p, k, in - k < even ? in - k : even);
     _tile_release();
 }
