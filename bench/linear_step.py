@@ -23,6 +23,7 @@ from torch import Tensor
 
 from engine.kernels.cpu.library import Isa, Kernel, load_kernel
 from engine.kernels.cpu.linear import PanelLinear
+from engine.models.linear import PackedLinear, can_pack
 
 SHAPES = ((1152, 896), (896, 896), (9728, 896), (896, 4864), (4096, 4096), (151936, 896))
 """`[out_features, in_features]`."""
@@ -97,9 +98,11 @@ def sides_of(kernel: Kernel, weight: Tensor) -> list[Side]:
 
     ours = [
         side(f"panels, {isa.name}", weight.dtype, partial(PanelLinear, kernel.with_isa(isa), weight))
-        for isa in (Isa.AVX2, Isa.AVX512)
+        for isa in (Isa.AVX2, Isa.AVX512, Isa.AMX)
         if isa <= kernel.isa
     ]
+    if can_pack(weight):
+        ours.append(side("oneDNN, packed", weight.dtype, partial(PackedLinear, weight, None)))
     by_torch = [
         side(f"torch, {str(dtype).removeprefix('torch.')}", dtype, partial(_dense, weight, dtype))
         for dtype in (torch.float32, weight.dtype)

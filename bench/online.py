@@ -20,6 +20,7 @@ from bench.figures import Figure, table
 from bench.latency import LATE_SECONDS, Objectives, lateness, quantities
 from bench.load import Asked, Load
 from bench.progress import bar
+from bench.quiet import Quiet
 from bench.settings import ServeBenchConfig, parse_endpoint
 from bench.stream import Outcome
 from bench.workloads import Job, w2
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _measure(config: ServeBenchConfig, endpoints: list[_Endpoint], rates: list[float]) -> list[_Run]:
-    runs = []
+    runs, settle = [], Quiet()
     loads = config.rounds * len(rates) * len(endpoints)
     with bar(len(endpoints) * _WARM_UP_REQUESTS + loads * config.requests, "requests") as progress:
         for endpoint in endpoints:
@@ -83,6 +84,7 @@ def _measure(config: ServeBenchConfig, endpoints: list[_Endpoint], rates: list[f
                 for endpoint in _turned(endpoints, number):  # who is first changes
                     what = f"{endpoint.name}, {arrivals.name(rate)}, round {number + 1}"
                     load = _load(config, endpoint, rate, config.requests, salt)
+                    settle()
                     runs.append(_Run(endpoint.name, rate, number, run_load(load, partial(progress.advance, what))))
     return runs
 

@@ -56,7 +56,7 @@ def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     kernel = _panel_kernel(weight)
     if kernel is not None:
         return PanelLinear(kernel, weight, bias)
-    return PackedLinear(weight, bias) if _can_pack(weight) else DenseLinear(weight, bias)
+    return PackedLinear(weight, bias) if can_pack(weight) else DenseLinear(weight, bias)
 
 
 def make_embedding(weight: Tensor, tied: Linear | None) -> Embedding:
@@ -88,7 +88,7 @@ def _has_arithmetic(kernel: Kernel, dtype: torch.dtype) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
-def _can_pack(weight: Tensor) -> bool:
+def can_pack(weight: Tensor) -> bool:
     if weight.device.type != "cpu" or not torch._C._has_mkldnn:
         return False
     if weight.dtype is torch.bfloat16:

@@ -58,6 +58,13 @@ BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
 #include "panel.h"
 END_TARGET
 
+static int64_t lanes_of(const Weight *weight) { return weight->isa >= AVX512 ? 16 : 8; }
+
+static int64_t panels_of(const Weight *weight) {
+    const int64_t width = 2 * lanes_of(weight);
+    return (weight->out_features + width - 1) / width;
+}
+
 #if HAS_AMX
 BEGIN_TARGET("amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
 #include "panel_amx.h"
@@ -72,13 +79,6 @@ static int in_squares(const Weight *weight) {
     (void)weight;
     return 0;
 #endif
-}
-
-static int64_t lanes_of(const Weight *weight) { return weight->isa >= AVX512 ? 16 : 8; }
-
-static int64_t panels_of(const Weight *weight) {
-    const int64_t width = 2 * lanes_of(weight);
-    return (weight->out_features + width - 1) / width;
 }
 
 /* Where weight k of column `column` is in a panel: at the sum of two places. A panel of vectors is [in_features][WIDTH].
@@ -107,12 +107,6 @@ static void product_part(const void *what, int64_t index) {
     const int rows = (int)((block + 1) * product->num_rows / product->blocks - first_row);
     const int64_t left = panels_of(product->weight) - first_panel;
     const int panels = (int)(left < product->panels_a_part ? left : product->panels_a_part);
-#if HAS_AMX
-    if (in_squares(product->weight)) {
-        amx_part(product, first_row, rows, first_panel, panels);
-        return;
-    }
-#endif
     if (product->weight->isa >= AVX512)
         panel_part_avx512(product, first_row, rows, first_panel, panels);
     else
@@ -123,16 +117,14 @@ static void product_part(const void *what, int64_t index) {
 void baton_linear(const Weight *weight, const Team *team, const uint16_t *x, int64_t x_stride, int64_t num_rows,
                   uint16_t *y) {
     Product product = {weight, x, y, num_rows, x_stride, (num_rows + ROWS - 1) / ROWS, PART_PANELS};
-    const int64_t panels = panels_of(weight);
-    if (panels * product.blocks < PART_PANELS * PARTS_A_THREAD * team->threads) product.panels_a_part = MOST_PANELS;
 #if HAS_AMX
     if (in_squares(weight)) {
-        product.blocks = (num_rows + AMX_ROWS - 1) / AMX_ROWS;
-        product.panels_a_part = panels * product.blocks / (PARTS_A_THREAD * team->threads);
-        if (product.panels_a_part > AMX_PANELS) product.panels_a_part = AMX_PANELS;
-        if (product.panels_a_part < 1) product.panels_a_part = 1;
+        if (num_rows) amx_product(&product, team);
+        return;
     }
 #endif
+    const int64_t panels = panels_of(weight);
+    if (panels * product.blocks < PART_PANELS * PARTS_A_THREAD * team->threads) product.panels_a_part = MOST_PANELS;
     const int64_t groups = (panels + product.panels_a_part - 1) / product.panels_a_part;
     share_out(team, product_part, &product, groups * product.blocks);
 }
