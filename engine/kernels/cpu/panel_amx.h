@@ -116,7 +116,7 @@ INLINE void amx_panel(const Product *product, float *sums, int64_t first_row, in
     const char *from = (const char *)(weight->panels + (panel * in + k) * STRIP), *asked = from + in * STRIP * 2;
     const int strips = (rows + STRIP - 1) / STRIP;
     amx_configure(SQUARE, SQUARE);
-    for (int s = 0; s < strips; s++, sums += STRIP * STRIP) {
+    for (int s = 0; s < strips; s++, sums += depth < in ? STRIP * STRIP : 0) {
         const int some = rows - s * STRIP < STRIP ? rows - s * STRIP : STRIP;
         if (some < STRIP) amx_configure(some < SQUARE ? some : SQUARE, some > SQUARE ? some - SQUARE : 0);
         const uint16_t *x = product->x + (first_row + s * STRIP) * product->x_stride + k;
@@ -141,7 +141,7 @@ INLINE void amx_panel(const Product *product, float *sums, int64_t first_row, in
 static NOINLINE void amx_part(const void *what, int64_t index) {
     const AmxProduct *amx = what;
     const Product *product = amx->product;
-    float sums[AMX_PANELS][AMX_ROWS * STRIP] __attribute__((aligned(64)));
+    float sums[AMX_PANELS * AMX_ROWS * STRIP] __attribute__((aligned(64)));
     const int64_t first_row = index % amx->parts_of_rows * amx->rows_a_part, rows_left = product->num_rows - first_row;
     const int rows = (int)(rows_left < amx->rows_a_part ? rows_left : amx->rows_a_part);
     const int64_t first_panel = index / amx->parts_of_rows * amx->panels_a_part;
@@ -149,9 +149,10 @@ static NOINLINE void amx_part(const void *what, int64_t index) {
     const int panels = (int)(panels_left < amx->panels_a_part ? panels_left : amx->panels_a_part);
     const int64_t in = product->weight->in_features, most = rows > STRIP ? AMX_DEPTH : in;
     const int64_t cuts = (in + most - 1) / most, even = (in / SQUARE_DEPTH + cuts - 1) / cuts * SQUARE_DEPTH;
+    const int64_t panel_sums = cuts > 1 ? AMX_ROWS * STRIP : 0; /* those of a panel go on at the next cut */
     for (int64_t k = 0; k < in; k += even)
         for (int p = 0; p < panels; p++)
-            amx_panel(product, sums[p], first_row, rows, first_panel + p, k, in - k < even ? in - k : even,
+            amx_panel(product, sums + p * panel_sums, first_row, rows, first_panel + p, k, in - k < even ? in - k : even,
                       p == 0 || rows <= STRIP, p + 1 < panels);
     _tile_release();
 }
