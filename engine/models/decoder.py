@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.attention import AttentionBatch, HeadNorms, Rotary
 from engine.elementwise import ElementWiseStep
 from engine.kernels.choice import choose_elementwise
-from engine.models.linear import Embedding, Linear, make_embedding, make_linear
+from engine.models.linear import Embedding, GatedLinear, Linear, make_embedding, make_gated, make_linear
 from engine.models.rope import inverse_frequencies, rotary
 from engine.models.spec import ModelSpec
 from engine.models.tensors import EMBEDDING, FINAL_NORM, HEAD, layer_prefix
@@ -33,7 +33,7 @@ class _Layer:
     head_norms: HeadNorms | None
     output: Linear
     mlp_norm: Tensor
-    gate_up: Linear
+    gate_up: GatedLinear
     down: Linear
 
 
@@ -80,8 +80,8 @@ class Decoder:
     def _mlp(self, layer: _Layer, x: Tensor, step: ElementWiseStep) -> Tensor:
         """In slices on a CPU: a long chunk's intermediate values would be fresh pages from the system every time."""
         if x.device.type != "cpu" or len(x) <= _CPU_MLP_TOKENS:
-            return layer.down(step.gate(layer.gate_up(x)))
-        return torch.cat([layer.down(step.gate(layer.gate_up(part))) for part in torch.split(x, _CPU_MLP_TOKENS)])
+            return layer.down(layer.gate_up(x, step))
+        return torch.cat([layer.down(layer.gate_up(part, step)) for part in torch.split(x, _CPU_MLP_TOKENS)])
 
 
 def _take_ends(spec: ModelSpec, take: TakeTensor) -> tuple[Embedding, Linear]:
@@ -93,12 +93,12 @@ def _take_ends(spec: ModelSpec, take: TakeTensor) -> tuple[Embedding, Linear]:
 def _take_layer(spec: ModelSpec, layer: int, take: TakeTensor) -> _Layer:
     prefix = layer_prefix(layer)
 
-    def linear(names: tuple[str, ...], bias: bool) -> Linear:
-        def together(suffix: str) -> Tensor:
-            parts = [take(f"{prefix}{name}.{suffix}") for name in names]
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def together(names: tuple[str, ...], suffix: str) -> Tensor:
+        parts = [take(f"{prefix}{name}.{suffix}") for name in names]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-        return make_linear(together("weight"), together("bias") if bias else None)
+    def tensors(names: tuple[str, ...], bias: bool) -> tuple[Tensor, Tensor | None]:
+        return together(names, "weight"), together(names, "bias") if bias else None
 
     head_norms = None
     if spec.qk_norm:
@@ -106,10 +106,10 @@ def _take_layer(spec: ModelSpec, layer: int, take: TakeTensor) -> _Layer:
         head_norms = HeadNorms(query, key, spec.norm_eps)
     return _Layer(
         input_norm=take(f"{prefix}input_layernorm.weight"),
-        qkv=linear(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), spec.qkv_bias),
+        qkv=make_linear(*tensors(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), spec.qkv_bias)),
         head_norms=head_norms,
-        output=linear(("self_attn.o_proj",), spec.output_bias),
+        output=make_linear(*tensors(("self_attn.o_proj",), spec.output_bias)),
         mlp_norm=take(f"{prefix}post_attention_layernorm.weight"),
-        gate_up=linear(("mlp.gate_proj", "mlp.up_proj"), spec.mlp_bias),
-        down=linear(("mlp.down_proj",), spec.mlp_bias),
+        gate_up=make_gated(*tensors(("mlp.gate_proj", "mlp.up_proj"), spec.mlp_bias)),
+        down=make_linear(*tensors(("mlp.down_proj",), spec.mlp_bias)),
     )

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.elementwise import ElementWiseStep
 from engine.kernels.cpu.library import Isa, Kernel, load_kernel
 from engine.kernels.cpu.linear import PanelLinear
 
@@ -57,6 +58,40 @@ def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     if kernel is not None:
         return PanelLinear(kernel, weight, bias)
     return PackedLinear(weight, bias) if can_pack(weight) else DenseLinear(weight, bias)
+
+
+class GatedLinear(Protocol):
+    """Two products side by side, gate and up, and the activation that makes one of them."""
+
+    def __call__(self, x: Tensor, step: ElementWiseStep) -> Tensor:
+        """`x` `[num_tokens, in_features]` to silu(gate) * up `[num_tokens, out_features / 2]`, good until `step`'s next
+        call."""
+
+
+class GatedByStep:
+    def __init__(self, linear: Linear) -> None:
+        self._linear = linear
+
+    def __call__(self, x: Tensor, step: ElementWiseStep) -> Tensor:
+        return step.gate(self._linear(x))
+
+
+class GatedPanels:
+    """With the activation where sums are rounded: both products are never written, nor read."""
+
+    def __init__(self, panels: PanelLinear) -> None:
+        self._panels = panels
+
+    def __call__(self, x: Tensor, step: ElementWiseStep) -> Tensor:
+        return self._panels(x)
+
+
+def make_gated(weight: Tensor, bias: Tensor | None = None) -> GatedLinear:
+    """As make_linear, of gate's rows and, behind them, up's."""
+    kernel = _panel_kernel(weight)
+    if kernel is not None and PanelLinear.supports_gated(kernel, weight):
+        return GatedPanels(PanelLinear(kernel, weight, bias, gated=True))
+    return GatedByStep(make_linear(weight, bias))
 
 
 def make_embedding(weight: Tensor, tied: Linear | None) -> Embedding:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.kernels.cpu.elementwise import CompiledElementWise
 from engine.kernels.cpu.library import Isa, Kernel, load_kernel
 from engine.kernels.cpu.linear import PanelLinear
 from engine.loader import load_model
@@ -144,6 +145,18 @@ def test_rows_come_back_bit_for_bit(isa: Isa, dtype: torch.dtype, shape: tuple[i
         with threads(count):
             assert torch.equal(product.rows(order).view(torch.int16), bits[order])
     assert torch.equal(product.rows(order[:1].to(torch.int32).expand(3)).view(torch.int16), bits[order[:1].expand(3)])
+
+
+@pytest.mark.skipif(KERNEL.isa < Isa.AMX, reason="gates belong to the products of AMX")
+@pytest.mark.parametrize("shape", [(32, 32), (96, 64), (512, 4864)], ids=str)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_gates_are_those_of_the_two_products(shape: tuple[int, int], with_bias: bool) -> None:
+    weight, x = random(*shape, dtype=torch.bfloat16), random(300, shape[1], dtype=torch.bfloat16) / 8
+    bias = random(shape[0], dtype=torch.bfloat16) if with_bias else None
+    plain, gated = (PanelLinear(kernel(Isa.AMX), weight, bias, gated=is_gated) for is_gated in (False, True))
+    for rows in (1, 17, 32, 300):
+        step = CompiledElementWise(kernel(Isa.AMX), 1e-6).step(x[:rows].contiguous())
+        assert torch.equal(gated(x[:rows]), step.gate(plain(x[:rows])))
 
 
 @each_isa

@@ -10,7 +10,6 @@
 
 enum { ROWS = 64, TILE = 64, RUN = 16, RUNS = TILE / RUN, SPLIT = 256 };
 
-#define LOG2_E 1.44269504088896341f
 #define NOTHING_YET -1e30f /* finite, so that nothing minus nothing is not NaN */
 
 typedef struct {

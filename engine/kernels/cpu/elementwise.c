@@ -7,8 +7,6 @@
 
 #include "batch.h"
 
-#define LOG2_E 1.44269504088896341f
-
 /* What is worth handing to another thread: some ten microseconds' work. One row never is. */
 enum { PART_VALUES = 16384 };
 

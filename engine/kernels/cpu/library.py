@@ -63,7 +63,7 @@ class Weight(ctypes.Structure):
     _fields_ = (
         ("panels", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("in_features", "out_features", "dtype", "isa")),
+        *((name, ctypes.c_int64) for name in ("in_features", "out_features", "dtype", "isa", "gated")),
     )
 
 

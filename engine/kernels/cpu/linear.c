@@ -34,6 +34,7 @@ typedef struct {
     const uint16_t *bias; /* or NULL */
     int64_t in_features, out_features;
     int64_t dtype, isa;
+    int64_t gated; /* 1: the first half of the features are gates of the second, and y is silu(gate) * up */
 } Weight;
 
 typedef struct {
@@ -67,7 +68,13 @@ static int64_t panels_of(const Weight *weight) {
 
 #if HAS_AMX
 BEGIN_TARGET("amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#define NAME(x) x##_amx
+#define LANES 16
+#define DOT 1
 #include "panel_amx.h"
+#undef NAME
+#undef LANES
+#undef DOT
 END_TARGET
 #endif
 
@@ -113,7 +120,8 @@ static void product_part(const void *what, int64_t index) {
         panel_part_avx2(product, first_row, rows, first_panel, panels);
 }
 
-/* y [num_rows, out_features] of x, whose rows are x_stride elements apart. */
+/* y [num_rows, out_features], or half of it where the weight is gated, of x, whose rows are x_stride elements apart. Gated
+ * are only weights in squares, of a multiple of 2 SQUARE features. */
 void baton_linear(const Weight *weight, const Team *team, const uint16_t *x, int64_t x_stride, int64_t num_rows,
                   uint16_t *y) {
     Product product = {weight, x, y, num_rows, x_stride, (num_rows + ROWS - 1) / ROWS, PART_PANELS};
@@ -134,13 +142,20 @@ typedef struct {
     const uint16_t *rows;
 } Packing;
 
+/* Which row of the weight is in a panel's column. Where it is gated, a panel has SQUARE gates and then what is theirs. */
+static int64_t row_of(const Weight *weight, int64_t panel, int64_t column) {
+    const int64_t width = 2 * lanes_of(weight);
+    if (!weight->gated) return panel * width + column;
+    return column / lanes_of(weight) * (weight->out_features / 2) + panel * lanes_of(weight) + column % lanes_of(weight);
+}
+
 static void pack_part(const void *what, int64_t panel) {
     const Packing *packing = what;
     const Weight *w = packing->weight;
     const int64_t width = 2 * lanes_of(w), in = w->in_features;
     const int squares = in_squares(w);
     for (int64_t column = 0; column < width; column++) {
-        const int64_t row = panel * width + column;
+        const int64_t row = row_of(w, panel, column);
         uint16_t *to = w->panels + panel * in * width + place_of_column(w, column);
         if (row >= w->out_features)
             for (int64_t k = 0; k < in; k++) to[place_of_k(k, width, squares)] = 0;

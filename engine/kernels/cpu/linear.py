@@ -12,15 +12,19 @@ from engine.kernels.cpu.library import Isa, Kernel, Weight
 _DTYPES = {torch.bfloat16: 1, torch.float16: 2}  # common.h's numbers
 
 
-_AMX_DEPTH = 32  # panel_amx.h's SQUARE_DEPTH
+_AMX_DEPTH, _AMX_COLUMNS = 32, 32  # panel_amx.h's SQUARE_DEPTH and STRIP
 
 
 class PanelLinear:
     """A weight in panels: the only copy that is needed, since rows of it can be read back."""
 
-    def __init__(self, kernel: Kernel, weight: Tensor, bias: Tensor | None = None) -> None:
-        """`weight` `[out_features, in_features]`, which is not kept; `bias` `[out_features]` of the same dtype."""
+    def __init__(self, kernel: Kernel, weight: Tensor, bias: Tensor | None = None, *, gated: bool = False) -> None:
+        """`weight` `[out_features, in_features]`, which is not kept; `bias` `[out_features]` of the same dtype.
+
+        `gated`: of what comes out the first half are gates of the second, and silu(gate) * up is given back.
+        """
         assert self.supports(kernel, weight.dtype), f"{weight.dtype} by {kernel.isa.name}"
+        assert not gated or self.supports_gated(kernel, weight), f"{tuple(weight.shape)} {weight.dtype}, gated"
         assert weight.device.type == "cpu", f"the weight is on {weight.device}"
         assert bias is None or (bias.dtype is weight.dtype and bias.shape == weight.shape[:1])
         self.out_features, self.in_features = weight.shape
@@ -33,7 +37,9 @@ class PanelLinear:
             out_features=self.out_features,
             dtype=_DTYPES[weight.dtype],
             isa=int(kernel.isa),
+            gated=int(gated),
         )
+        self._y_features = self.out_features // 2 if gated else self.out_features
         self._address = ctypes.byref(self._weight)
         self._panels = torch.empty(self._library.baton_linear_packed_size(self._address), dtype=weight.dtype)
         self._weight.panels = self._panels.data_ptr()
@@ -51,17 +57,21 @@ class PanelLinear:
         """As linear.c's in_squares decides."""
         return kernel.isa >= Isa.AMX and weight.dtype is torch.bfloat16 and weight.shape[1] % _AMX_DEPTH == 0
 
+    @classmethod
+    def supports_gated(cls, kernel: Kernel, weight: Tensor) -> bool:
+        return cls.uses_amx(kernel, weight) and weight.shape[0] % _AMX_COLUMNS == 0
+
     @property
     def nbytes(self) -> int:
         return self._panels.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
-        """`[num_rows, in_features]` to `[num_rows, out_features]`. Rows of `x` may lie apart."""
+        """`[num_rows, in_features]` to `[num_rows, out_features]`, gated to half of it. Rows of `x` may lie apart."""
         assert x.dtype is self.dtype, f"{x.dtype} for a weight of {self.dtype}"
         assert x.shape == (len(x), self.in_features), f"{tuple(x.shape)} for {self.in_features} features"
         if x.stride(1) != 1:
             x = x.contiguous()
-        y = torch.empty((len(x), self.out_features), dtype=self.dtype)
+        y = torch.empty((len(x), self._y_features), dtype=self.dtype)
         self._library.baton_linear(
             self._address, ctypes.byref(self._kernel.team()), x.data_ptr(), x.stride(0), len(x), y.data_ptr()
         )
@@ -69,6 +79,7 @@ class PanelLinear:
 
     def rows(self, indices: Tensor) -> Tensor:
         """The weight's rows `indices` `[n]`, bit for bit: `[n, in_features]`. Raises IndexError where one is none."""
+        assert not self._weight.gated, "gates are not in the order of their rows"
         indices = indices.to(torch.int64).contiguous()
         rows = torch.empty((len(indices), self.in_features), dtype=self.dtype)
         read = self._library.baton_linear_unpack(

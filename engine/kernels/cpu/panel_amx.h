@@ -5,6 +5,8 @@
  * strip of 32 at a time.
  */
 
+#include "vector.h"
+
 enum {
     SQUARE = 16,
     SQUARE_DEPTH = 32,
@@ -92,16 +94,36 @@ INLINE void amx_multiply(float *sums, const uint16_t *x, int64_t x_stride, const
     }
 }
 
-/* The one rounding. */
-INLINE void amx_store(uint16_t *y, int64_t y_stride, const float *sums, const uint16_t *bias, int rows, int columns) {
+INLINE vf amx_bias(const uint16_t *bias, int count) {
+    const __mmask16 mask = count < SQUARE ? (__mmask16)((1u << count) - 1) : 0xffff;
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(bias ? mask : 0, bias)), 16);
+}
+
+/* The one rounding, of sums [rows][STRIP]. */
+INLINE void amx_store(const Weight *weight, uint16_t *y, const float *sums, int64_t column, int rows) {
+    const int64_t left = weight->out_features - column;
+    const int columns = (int)(left < STRIP ? left : STRIP);
     const __mmask32 mask = columns < STRIP ? (1u << columns) - 1 : ~0u;
-    const __m512i none = _mm512_maskz_loadu_epi16(bias ? mask : 0, bias);
-    const __m512 low = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(none)), 16);
-    const __m512 high = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(none, 1)), 16);
-    for (int r = 0; r < rows; r++, y += y_stride, sums += STRIP) {
-        const __m512 first = _mm512_add_ps(_mm512_load_ps(sums), low);
-        const __m512 second = _mm512_add_ps(_mm512_load_ps(sums + SQUARE), high);
-        _mm512_mask_storeu_epi16(y, mask, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+    const uint16_t *bias = weight->bias ? weight->bias + column : NULL;
+    const vf low = amx_bias(bias, columns), high = amx_bias(bias ? bias + SQUARE : NULL, columns - SQUARE);
+    for (int r = 0; r < rows; r++, y += weight->out_features, sums += STRIP) {
+        const __m512 first = (__m512)(load_f(sums) + low), second = (__m512)(load_f(sums + SQUARE) + high);
+        _mm512_mask_storeu_epi16(y + column, mask, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+    }
+}
+
+/* The same where half of a panel's columns are gates of the other half. These too are rounded: as if they had been stored
+ * and read again. */
+INLINE void amx_store_gated(const Weight *weight, uint16_t *y, const float *sums, int64_t column, int rows) {
+    const int64_t half = weight->out_features / 2;
+    const uint16_t *bias = weight->bias ? weight->bias + column / 2 : NULL;
+    const vf low = amx_bias(bias, SQUARE), high = amx_bias(bias ? bias + half : NULL, SQUARE);
+    for (int r = 0; r < rows; r++, y += half, sums += STRIP) {
+        const __m512 first = (__m512)(load_f(sums) + low), second = (__m512)(load_f(sums + SQUARE) + high);
+        uint16_t rounded[STRIP];
+        _mm512_storeu_si512(rounded, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+        const vf gate = load_as_float(rounded, 0, BFLOAT16), up = load_as_float(rounded, SQUARE, BFLOAT16);
+        store_float(y, column / 2, silu_times(gate, up), BFLOAT16);
     }
 }
 
@@ -110,9 +132,7 @@ INLINE void amx_store(uint16_t *y, int64_t y_stride, const float *sums, const ui
 INLINE void amx_panel(const Product *product, float *sums, int64_t first_row, int rows, int64_t panel, int64_t k,
                       int64_t depth, int cold, int next) {
     const Weight *weight = product->weight;
-    const int64_t in = weight->in_features, out = weight->out_features, column = panel * STRIP, left = out - column;
-    const int columns = (int)(left < STRIP ? left : STRIP);
-    const uint16_t *bias = weight->bias ? weight->bias + column : NULL;
+    const int64_t in = weight->in_features, y_stride = weight->out_features / (weight->gated ? 2 : 1);
     const char *from = (const char *)(weight->panels + (panel * in + k) * STRIP), *asked = from + in * STRIP * 2;
     const int strips = (rows + STRIP - 1) / STRIP;
     amx_configure(SQUARE, SQUARE);
@@ -133,8 +153,12 @@ INLINE void amx_panel(const Product *product, float *sums, int64_t first_row, in
             amx_multiply(sums, x, product->x_stride, from, depth, ask, 0, 1);
         else
             amx_multiply(sums, x, product->x_stride, from, depth, ask, 0, 0);
-        if (k + depth == in)
-            amx_store(product->y + (first_row + s * STRIP) * out + column, out, sums, bias, some, columns);
+        if (k + depth < in) continue;
+        uint16_t *y = product->y + (first_row + s * STRIP) * y_stride;
+        if (weight->gated)
+            amx_store_gated(weight, y, sums, panel * STRIP, some);
+        else
+            amx_store(weight, y, sums, panel * STRIP, some);
     }
 }
 

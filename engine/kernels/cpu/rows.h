@@ -32,14 +32,11 @@ INLINE void add_norm_row(char *hidden, const char *delta, const char *weight, ch
         store_float(out, at, load_as_float(hidden, at, dtype) * scale * load_as_float(weight, at, dtype), dtype);
 }
 
-/* silu(gate) * up, of gate [size] and up behind it. silu(x) = x / (1 + e^-x), with no positive exponent. */
+/* silu(gate) * up, of gate [size] and up behind it. */
 INLINE void gate_row(const char *gate_up, char *out, int64_t size, const int dtype) {
     for (int64_t at = 0; at < size; at += LANES) {
         const vf gate = load_as_float(gate_up, at, dtype), up = load_as_float(gate_up, size + at, dtype);
-        const vi negative = gate < 0;
-        const vf small = exp2_of((vf)((vi)gate | INT32_MIN) * LOG2_E); /* e^-|x| */
-        const vf above = (vf)(((vi)small & negative) | ((vi)splat(1) & ~negative));
-        store_float(out, at, gate * above / (1 + small) * up, dtype);
+        store_float(out, at, silu_times(gate, up), dtype);
     }
 }
 

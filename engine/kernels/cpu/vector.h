@@ -1,5 +1,7 @@
 /* Vectors of float32 for one instruction set of each_isa.h, and what all kernels do with them. */
 
+#define LOG2_E 1.44269504088896341f
+
 #define vf NAME(vf)
 #define vi NAME(vi)
 #define vh NAME(vh)
@@ -17,6 +19,7 @@ typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 #define largest_of NAME(largest_of)
 #define sum_of NAME(sum_of)
 #define exp2_of NAME(exp2_of)
+#define silu_times NAME(silu_times)
 #define load_halves NAME(load_halves)
 #define load_as_float NAME(load_as_float)
 #define store_float NAME(store_float)
@@ -93,6 +96,14 @@ INLINE vf exp2_of(vf x) {
     y = y * f + 0x1.62e430p-1f;
     y = y * f + 1.0f;
     return y * (vf)(((vi)shifted - (vi)splat(magic) + 127) << 23);
+}
+
+/* silu(gate) * up. silu(x) = x / (1 + e^-x), with no positive exponent. */
+INLINE vf silu_times(vf gate, vf up) {
+    const vi negative = gate < 0;
+    const vf small = exp2_of((vf)((vi)gate | INT32_MIN) * LOG2_E); /* e^-|x| */
+    const vf above = (vf)(((vi)small & negative) | ((vi)splat(1) & ~negative));
+    return gate * above / (1 + small) * up;
 }
 
 /* In one instruction where there is one: compilers make four of a conversion of vectors. */
