@@ -78,11 +78,17 @@ def choose_num_blocks(
 ) -> int:
     """`wanted`, or, where that is 0, as many blocks as `max_num_seqs` of full length need, within what memory allows.
 
-    Raises ConfigError where not even one block fits.
+    Raises ConfigError where those that are wanted do not fit, or not even one.
     """
-    if wanted:
-        return wanted
     device = torch.device(device)
+    if wanted:
+        left = memory.available(device)
+        if wanted * layout.block_bytes > left:
+            raise ConfigError(
+                f"{wanted} KV blocks take {wanted * layout.block_bytes >> 20} MiB, and {left >> 20} MiB of memory are "
+                f"left on {device}; give at most --kv-blocks={left // layout.block_bytes}"
+            )
+        return wanted
     room = _memory_for_pool(device)
     if room < layout.block_bytes:
         raise ConfigError(

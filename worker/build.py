@@ -131,6 +131,7 @@ def _pool(
         except OSError as error:
             size = num_blocks * layout.block_bytes >> 20
             raise ConfigError(f"a KV pool of {size} MiB cannot be made ({error}); lower --kv-blocks") from None
+        host.populate()
         return KVCache(layout, num_blocks, device, host.blocks, num_swap_slots), host, host.generations
     generations = array("Q", bytes(8 * num_blocks))
     cache = KVCache(layout, num_blocks, device, num_swap_slots=num_swap_slots)

@@ -57,6 +57,11 @@ def test_the_pool_leaves_memory_to_others() -> None:
     assert 250 <= blocks < 10**9
 
 
+def test_more_blocks_than_memory_holds_are_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"MiB of memory are left on cpu; give at most --kv-blocks=\d+$"):
+        choose_num_blocks(_layout(), 2**50, max_num_seqs=8, max_model_len=10, device="cpu")
+
+
 def test_a_pool_without_room_for_a_block_is_refused() -> None:
     huge = replace(_layout(), head_dim=2**46)
     with pytest.raises(ConfigError, match=r"MiB of memory are left on cpu; one KV block takes \d+ bytes"):

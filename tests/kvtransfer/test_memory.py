@@ -34,6 +34,19 @@ def test_blocks_and_generations_begin_on_pages() -> None:
         assert file.read()[3 * PAGE :][:4] == b"data"
 
 
+def test_populating_takes_all_pages_and_changes_none() -> None:
+    memory = HostMemory.create(100, 50_000)
+    memory.view(99)[-4:] = b"data"
+    assert _resident(memory) < 10 * PAGE
+    memory.populate().join()
+    assert _resident(memory) == os.fstat(memory.fd).st_size
+    assert bytes(memory.view(99)[-5:]) == b"\0data"
+
+
+def _resident(memory: HostMemory) -> int:
+    return 512 * os.fstat(memory.fd).st_blocks
+
+
 def test_its_size_is_sealed_so_that_a_mapping_never_faults() -> None:
     memory = HostMemory.create(2, 4096)
     for size in (0, 1 << 20):
