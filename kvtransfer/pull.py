@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 
 FETCH_BYTES = 8 << 20
 """Of one fetch at most: enough to be fast, little enough that the next overlaps with the verifying of this."""
-FETCHES = 3
-"""Of one pull at a time."""
 GOODBYE_SECONDS = 2.0
 _MESSAGES = 16  # read ahead of what is being handled
 _MAX_ENDPOINTS = 16
@@ -84,7 +82,6 @@ class Pull:
         self._announced: dict[int, int] = {}  # position -> checksum
         self._connection: Connection | None = None
         self._transport = ""
-        self._slots = asyncio.Semaphore(FETCHES)
         self._inbox: asyncio.Queue[pb.PullResponse | HandoffFailed] = asyncio.Queue(_MESSAGES)
         self._batch = max(1, min(MAX_FETCH_BLOCKS, FETCH_BYTES // memory.block_bytes))
 
@@ -241,13 +238,15 @@ class Pull:
 
     async def _bring(self, positions: Sequence[int]) -> None:
         """Fetches blocks and verifies them where they landed; one that is other than it was sent is fetched again."""
-        async with self._slots:
-            await self._fetch(positions)
+        connection = self._connection
+        assert connection is not None, "announced blocks follow a claim"
+        async with connection.slots:
+            await self._fetch(connection, positions)
             wrong = await self._wrong(positions)
             if wrong:
                 self._metrics.verify_failures.labels(reason="checksum").inc(len(wrong))
                 log.warning("%s: %d blocks landed damaged, pulling them again", self._landing.id, len(wrong))
-                await self._fetch(wrong)
+                await self._fetch(connection, wrong)
                 wrong = await self._wrong(wrong)
             if wrong:
                 self._metrics.verify_failures.labels(reason="checksum").inc(len(wrong))
@@ -259,8 +258,7 @@ class Pull:
         self._metrics.bytes.labels(transport=self._transport).inc(len(positions) * self._memory.block_bytes)
         self._check_complete()
 
-    async def _fetch(self, positions: Sequence[int]) -> None:
-        assert self._connection is not None, "announced blocks follow a claim"
+    async def _fetch(self, connection: Connection, positions: Sequence[int]) -> None:
         wants = [
             Want(
                 int(self._ticket.blocks[p].index),
@@ -269,7 +267,7 @@ class Pull:
             )
             for p in positions
         ]
-        results = await self._connection.fetch(self._ticket.transfer_id, wants, self._landing.gate)
+        results = await connection.fetch(self._ticket.transfer_id, wants, self._landing.gate)
         for position, result in zip(positions, results, strict=True):
             if result is Fetched.STALE:
                 self._metrics.verify_failures.labels(reason="generation").inc()

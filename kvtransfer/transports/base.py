@@ -7,6 +7,7 @@ so that the gate knows whether a writer may still come.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -50,6 +51,11 @@ class Fetched(Enum):
 
 class Connection(Protocol):
     """A way to one source. Used by many pulls at once."""
+
+    @property
+    def slots(self) -> asyncio.Semaphore:
+        """Of the fetches that it makes at once. A pull keeps one until what it fetched is verified: so pulls that begin
+        together end one behind the other, not all with the last."""
 
     @property
     def alive(self) -> bool:

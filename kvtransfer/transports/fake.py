@@ -19,6 +19,7 @@ from kvtransfer.memory import PoolMemory
 from kvtransfer.transports.base import Endpoint, Fetched, Want
 
 NAME = "fake"
+_FETCHES = 4  # at once
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ class FakeConnection:
         self._name = name
         self._memory = memory
         self._closed = False
+        self.slots = asyncio.Semaphore(_FETCHES)
 
     @property
     def alive(self) -> bool:

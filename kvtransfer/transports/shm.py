@@ -24,6 +24,7 @@ from kvtransfer.transports.base import Endpoint, Fetched, Want
 NAME = "shm"
 _ADDRESS = struct.Struct("<HxxIII16s16s")  # version, pid, fd, uid, boot id, nonce
 _VERSION = 1
+_FETCHES = 2  # at once: more threads copy no faster
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -41,6 +42,7 @@ class ShmConnection:
         self._started = _start_time(pid)
         self._memory = memory
         self._executor = executor
+        self.slots = asyncio.Semaphore(_FETCHES)
 
     @classmethod
     async def connect(cls, address: bytes, memory: PoolMemory, executor: Executor) -> ShmConnection:

@@ -29,6 +29,7 @@ CONNECT_SECONDS = 3.0
 BLOCK_SECONDS = 5.0
 """For the reply's header and for each run of blocks: after so long without one, the source is taken for lost."""
 MAX_IDLE_SOCKETS = 4
+_FETCHES = 8  # at once, each with a socket
 _FETCHED = {
     BlockStatus.SENT: Fetched.LANDED,
     BlockStatus.STALE: Fetched.STALE,
@@ -52,6 +53,7 @@ class TcpConnection:
         self._executor = executor
         self._connect_seconds = connect_seconds
         self._block_seconds = block_seconds
+        self.slots = asyncio.Semaphore(_FETCHES)
         self._lock = threading.Lock()
         self._idle: list[socket.socket] = []
         self._closed = False
