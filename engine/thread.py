@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 
 _MOST_IN_FLIGHT = 2
 """One that runs and one that waits for it to end."""
-_PLAN_AT = 0.75
-"""Share of the time that the step in flight is expected to take; a step that was foreseen so badly costs a gap."""
+_EARLY_SHARE, _EARLY_SECONDS = 0.1, 0.004
+"""How long before the expected end of the step in flight the next one is planned, whichever is more: for what it was
+foreseen too long, and for the planning. A step that was foreseen worse costs a gap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,8 @@ class EngineThread:
     def _expect(self) -> None:
         """The first step in flight begins now."""
         if self._in_flight:
-            self._plan_at = self._clock.now() + _PLAN_AT * self._engine.predict(self._in_flight[0])
+            expected = self._engine.predict(self._in_flight[0])
+            self._plan_at = self._clock.now() + expected - max(_EARLY_SHARE * expected, _EARLY_SECONDS)
 
     def _tell(self) -> None:
         events, load = self._engine.drain_events(), self._engine.load()
