@@ -73,6 +73,11 @@ class BlockPool:
     # --- what there is
 
     @property
+    def is_caching(self) -> bool:
+        """Whether blocks that nobody holds can still be hit."""
+        return self._caching
+
+    @property
     def available(self) -> int:
         """Blocks that `take` could give out."""
         return len(self._free) + len(self._cached)

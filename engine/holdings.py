@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from baton.hashing import chain_hash
-from baton.ids import AttemptId, BlockIndex, BlockRef
+from baton.ids import AttemptId, BlockHash, BlockIndex, BlockRef
 from engine.block_pool import BlockPool, Hold
 from engine.plan import Move, MoveKind, SwapSlot
 from engine.request import Request
@@ -21,6 +21,8 @@ class Holdings:
         self._pool = pool
         self._swap = swap
         self._block_size = block_size
+        self._coming: dict[BlockHash, Request] = {}
+        """Full blocks of prompts that are being computed, by whom."""
         self._offered: dict[AttemptId, list[BlockIndex]] = {}
         self._quarantined: dict[AttemptId, list[BlockIndex]] = {}
 
@@ -43,11 +45,18 @@ class Holdings:
         request.blocks = hits + self._pool.take(self._blocks_of(len(request.tokens)) - len(hits), hold)
         request.num_hit_blocks = len(hits)
         request.num_computed = request.num_planned = len(hits) * self._block_size
+        if hold is Hold.ACTIVE:
+            self._announce(request)
         if shared:
             self.forget_swapped(request)
             request.num_planned = reusable_tokens
             return (Move(MoveKind.COPY, shared[0], request.blocks[-1]),)
         return self._swap_in(request)
+
+    def is_coming(self, request: Request, reusable_tokens: int) -> bool:
+        """Whether the first block that the request would have to compute is being computed by another."""
+        position = len(self._find_prefix(request, reusable_tokens))
+        return position < reusable_tokens // self._block_size and request.hashes[position] in self._coming
 
     def grow(self, request: Request) -> tuple[BlockIndex, ...] | None:
         """Blocks for tokens that came since, or are being drawn; None where the pool has none to give."""
@@ -68,10 +77,12 @@ class Holdings:
             tokens = request.tokens[position * size : (position + 1) * size]
             parent = request.blocks[position - 1] if position else None
             self._pool.publish(request.blocks[position], request.hashes[position], tokens, parent)
+        self._no_longer_coming(request, request.hashes[first : num_tokens // size])
 
     def release(self, request: Request) -> None:
         """Ends the request's own hold; what is computed stays cached until the space is needed."""
         self._pool.drop(request.blocks, Hold.ACTIVE)
+        self._no_longer_coming(request, request.hashes[request.num_computed // self._block_size :])
         request.blocks = []
         request.num_computed = request.num_planned = 0
 
@@ -83,6 +94,17 @@ class Holdings:
         if tail := request.tokens[len(hashes) * size :]:
             hashes.append(chain_hash(request.last_hash, tail))
         return tuple(map(self._pool.ref, request.blocks, hashes))
+
+    def _announce(self, request: Request) -> None:
+        if self._pool.is_caching:
+            request.extend_hashes(len(request.tokens), self._block_size)
+            for block_hash in request.hashes[request.num_hit_blocks :]:
+                self._coming.setdefault(block_hash, request)
+
+    def _no_longer_coming(self, request: Request, hashes: Sequence[BlockHash]) -> None:
+        for block_hash in hashes:
+            if self._coming.get(block_hash) is request:
+                del self._coming[block_hash]
 
     def _blocks_of(self, num_tokens: int) -> int:
         return -(-num_tokens // self._block_size)

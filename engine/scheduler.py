@@ -119,13 +119,18 @@ class Scheduler:
         chunk_pace = pace if any(_is_open_stream(request) for request, _ in self._step.rows) else None
         for request in [r for r in self._batch.running if r.num_unplanned > 1]:
             budget = self._plan_prefill(request, budget, chunk_pace)
+        put_off: list[Request] = []
         while (queue := self._swapped or self._waiting) and (budget > 0 or self._receives(queue[0])):
             request = queue[0]
+            if len(put_off) < self.limits.max_num_seqs and self._is_worth_waiting(request):
+                put_off.append(queue.popleft())
+                continue
             if not self._admit(request):
                 break
             queue.popleft()
             if request.phase is Phase.RUNNING:
                 budget = self._plan_prefill(request, budget, chunk_pace)
+        self._waiting.extendleft(reversed(put_off))
         plan = self._batch.plan(self._step)
         if not plan.is_empty:
             self._in_flight.append(self._step)
@@ -219,6 +224,19 @@ class Scheduler:
         """Whether another worker computes the request's prompt. Once preempted, it is computed here."""
         return request.task is Task.RECEIVE and request.num_cached is None
 
+    def _is_worth_waiting(self, request: Request) -> bool:
+        """Whether another prompt that is being computed has the very block that this one would begin with, behind what
+        is cached: in a step or two it will be a hit."""
+        if request.phase is not Phase.WAITING or self._receives(request) or self._batch.is_full:
+            return False
+        if self._blocked is not None and self._blocked[0] is request:
+            return False  # it is not looked up in every step
+        return self._holdings.is_coming(request, self._reusable_tokens(request))
+
+    def _reusable_tokens(self, request: Request) -> int:
+        """One token has to be computed to draw the next from, unless another worker draws it."""
+        return len(request.tokens) - (0 if self._receives(request) else 1)
+
     def _admit(self, request: Request) -> bool:
         """Gives the head of the queue its blocks, and a slot if it can run. False: it stays, holding nothing."""
         if self._batch.is_full:
@@ -230,8 +248,7 @@ class Scheduler:
         moves = self._holdings.reserve(
             request,
             hold=Hold.LANDING if receives else Hold.ACTIVE,
-            # One token has to be computed to draw the next from, unless another worker draws it.
-            reusable_tokens=len(request.tokens) - (0 if receives else 1),
+            reusable_tokens=self._reusable_tokens(request),
             # What starts without room to grow would be preempted at once.
             growth=0 if request.task is Task.PREFILL or idle else 1,
         )

@@ -235,6 +235,41 @@ def test_a_block_computed_again_takes_the_name_over_so_that_its_children_have_a_
     assert h.pool.counts().cached == 10, "no block is kept for a content that another one has"
 
 
+def test_prompts_that_begin_alike_wait_for_the_first_one_and_hit_what_it_has_computed():
+    h = Harness(budget=200)
+    prompts = [prompt_of(40) + prompt_of(8, seed=10 + i) for i in range(5)]
+    alike = [h.add(str(i), prompt, count=3) for i, prompt in enumerate(prompts)]
+    other = h.add("other", prompt_of(12, seed=99), count=3)
+    h.run()
+    assert [h.cached[request] for request in alike] == [0, 40, 40, 40, 40]
+    assert h.runner.computed_tokens == 48 + 4 * 8 + 12 + 6 * 2
+    assert [h.tokens[request] for request in alike] == [continuation(prompt, 3) for prompt in prompts]
+    first_told = [e.id for e in h.events if isinstance(e, Tokens) and e.index == 0]
+    assert first_told == [alike[0], other, *alike[1:]], "who waits holds nobody up, and keeps its place"
+    assert h.idle()
+
+
+def test_who_waits_for_a_prefix_goes_on_when_nobody_computes_it_any_more():
+    h = Harness(budget=8)
+    first = h.add("a", prompt_of(40), count=3)
+    second = h.add("b", prompt_of(40), count=3)
+    for _ in range(3):
+        h.step()
+    h.engine.handle(Abort(first, EndReason.CANCELLED))
+    h.run()
+    assert h.tokens[second] == continuation(prompt_of(40), 3)
+    assert 8 <= h.cached[second] < 40
+    assert h.idle()
+
+
+def test_without_a_cache_nobody_waits_for_a_prefix():
+    h = Harness(budget=200, caching=False)
+    requests = [h.add(name, prompt_of(40), count=3) for name in "ab"]
+    h.run()
+    assert h.runner.largest_step == 80
+    assert [h.tokens[request] for request in requests] == [continuation(prompt_of(40), 3)] * 2
+
+
 def test_other_salts_share_nothing():
     h = Harness()
     h.add("a", prompt_of(33), salt=b"tenant 1")
