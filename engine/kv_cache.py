@@ -3,6 +3,9 @@ is the block pool's to know, not ours."""
 
 from __future__ import annotations
 
+import mmap
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -32,9 +35,7 @@ class KVCache:
         self.device = torch.device(device)
         shape = (num_blocks, *layout.block_shape)
         dtype: torch.dtype = getattr(torch, layout.dtype)
-        swap_shape = (num_swap_slots, *layout.block_shape)
-        # Pages of zeros that nobody has touched cost nothing; pinned ones, which a device can reach, do.
-        self._swap = torch.zeros(swap_shape, dtype=dtype, pin_memory=self.device.type == "cuda" and num_swap_slots > 0)
+        self._swap = _swap_space((num_swap_slots, *layout.block_shape), dtype, self.device)
         if buffer is None:
             self.tensor = torch.zeros(shape, dtype=dtype, device=self.device)
             return
@@ -71,6 +72,15 @@ class KVCache:
 
     def _bytes(self, index: int) -> Tensor:
         return self.tensor[index].view(-1).view(torch.uint8)
+
+
+def _swap_space(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """In host memory, of any content. What nobody has touched costs nothing, but where a device is to reach it."""
+    if device.type == "cuda" or not shape[0]:
+        return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda" and shape[0] > 0)
+    # Not torch.zeros, which writes all its pages, nor torch.empty, which may come with pages that others have left.
+    pages = mmap.mmap(-1, prod(shape) * dtype.itemsize)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 def choose_num_blocks(

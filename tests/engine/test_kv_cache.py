@@ -9,6 +9,7 @@ import torch
 from baton.errors import ConfigError
 from baton.layout import KVLayout
 from engine.kv_cache import KVCache, choose_num_blocks
+from engine.plan import Move, MoveKind
 
 
 def _layout(dtype: str = "bfloat16") -> KVLayout:
@@ -45,6 +46,18 @@ def test_poison_fills_one_block() -> None:
     cache.poison(1)
     assert cache.tensor[1].isnan().all()
     assert not cache.tensor[[0, 2]].isnan().any()
+
+
+def test_swap_slots_take_no_memory_before_they_are_used() -> None:
+    def resident() -> int:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * mmap.PAGESIZE
+
+    before = resident()
+    slots = (256 << 20) // _layout().block_bytes
+    cache = KVCache(_layout(), 1, num_swap_slots=slots)
+    assert resident() - before < 64 << 20
+    cache.move(Move(MoveKind.SWAP_OUT, 0, slots - 1))
 
 
 def test_the_pool_is_as_big_as_wanted_or_as_needed() -> None:
