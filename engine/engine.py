@@ -22,8 +22,16 @@ from engine.scheduler import Scheduler
 from engine.step_cost import StepShape
 
 
+class Pending(Protocol):
+    """A step that a device computes."""
+
+    def wait(self) -> StepResult:
+        """Blocks until it has. From one thread, in the order of the steps."""
+
+
 class Runner(Protocol):
-    def run(self, plan: StepPlan) -> StepResult: ...
+    def run(self, plan: StepPlan) -> StepResult | Pending:
+        """Computes the plan, or has a device do so behind what it has to do before."""
 
 
 class Engine:
@@ -76,6 +84,8 @@ class Engine:
         if plan.is_empty:
             return False
         result = self.runner.run(plan)
+        if not isinstance(result, StepResult):
+            result = result.wait()
         self.take_in(result, self._clock.now() - started)
         return True
 

@@ -1,8 +1,8 @@
-"""The thread that owns the engine's state, and the one that computes. They and everyone else exchange messages.
+"""The thread that owns the engine's state, and those that compute. They and everyone else exchange messages.
 
-    commands ──► inbox ──► owner: plan ──plans──► compute: run
-                   ▲              │                  │
-                   └──────────────┼──── computed ────┘
+    commands ──► inbox ──► owner: plan ──plans──► compute: run ──pending──► results: wait
+                   ▲              │                  │                         │
+                   └──────────────┼──── computed ────┴─────────────────────────┘
                                   └──► on_events
 
 While a step runs the next one is planned, and waits for the compute thread when that is done; what the step before drew
@@ -10,7 +10,8 @@ is taken in and told meanwhile. The later a step is planned, the more it knows o
 joins the next one, unless that is planned already. So planning begins when the step in flight has nearly taken as long
 as it is expected to. Where it ends sooner, its result is taken in first, and nothing is lost but the time to plan.
 
-The owner waits for messages alone, the compute thread for plans alone.
+The owner waits for messages alone, the compute thread for plans alone. On a CPU a step that was run is done. A GPU
+goes on by itself: the next step is put behind it, and a third thread waits for what it drew.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from baton.clock import Clock, MonotonicClock
-from engine.engine import Engine
+from engine.engine import Engine, Pending
 from engine.messages import Command, Ended, EndReason, Event, Load
 from engine.plan import StepPlan, StepResult
 
@@ -68,6 +69,7 @@ class EngineThread:
         self._clock = clock or MonotonicClock()
         self._inbox: SimpleQueue[Command | _Computed | _Failed | _Stop] = SimpleQueue()
         self._plans: SimpleQueue[StepPlan | None] = SimpleQueue()
+        self._pending: SimpleQueue[tuple[Pending, float] | None] = SimpleQueue()
         self._in_flight: list[StepPlan] = []
         self._plan_at = 0.0
         self._at_rest = True
@@ -75,10 +77,11 @@ class EngineThread:
         self._told: Load | None = None
         self._owner = threading.Thread(target=self._own, name="baton-engine", daemon=True)
         self._compute = threading.Thread(target=self._run_plans, name="baton-compute", daemon=True)
+        self._results = threading.Thread(target=self._wait_for_results, name="baton-results", daemon=True)
 
     def start(self) -> None:
-        self._owner.start()
-        self._compute.start()
+        for thread in self._threads():
+            thread.start()
 
     def send(self, command: Command) -> None:
         """From any thread; what is planned from then on knows of it."""
@@ -87,9 +90,12 @@ class EngineThread:
     def stop(self, timeout: float = 30.0) -> None:
         """After the steps in flight."""
         self._inbox.put(_Stop())
-        for thread in (self._owner, self._compute):
+        for thread in self._threads():
             if thread.is_alive():
                 thread.join(timeout)
+
+    def _threads(self) -> tuple[threading.Thread, ...]:
+        return self._owner, self._compute, self._results
 
     # --- the owner
 
@@ -171,14 +177,30 @@ class EngineThread:
         ended: list[Event] = [Ended(i, EndReason.UNAVAILABLE, message) for i in scheduler.open_requests()]
         self._on_events(ended, scheduler.load())
 
-    # --- the compute thread
+    # --- the compute thread, and the one that waits for a device
 
     def _run_plans(self) -> None:
-        while (plan := self._plans.get()) is not None:
-            started = self._clock.now()
-            try:
+        try:
+            while (plan := self._plans.get()) is not None:
+                started = self._clock.now()
                 result = self._engine.runner.run(plan)
-            except BaseException as error:
-                self._inbox.put(_Failed(error))
-                return
-            self._inbox.put(_Computed(result, self._clock.now() - started))
+                if isinstance(result, StepResult):
+                    self._inbox.put(_Computed(result, self._clock.now() - started))
+                else:
+                    self._pending.put((result, started))
+        except BaseException as error:
+            self._inbox.put(_Failed(error))
+        finally:
+            self._pending.put(None)
+
+    def _wait_for_results(self) -> None:
+        try:
+            idle_since = 0.0
+            while (item := self._pending.get()) is not None:
+                pending, started = item
+                result = pending.wait()
+                now = self._clock.now()
+                self._inbox.put(_Computed(result, now - max(started, idle_since)))  # it began when the one before ended
+                idle_since = now
+        except BaseException as error:
+            self._inbox.put(_Failed(error))

@@ -193,3 +193,57 @@ def test_stopping_waits_for_the_step_in_flight() -> None:
         runner.let(10)
         stopper.join(SECONDS)
         assert not stopper.is_alive()
+
+
+class Behind(ScriptedRunner):
+    """A device: a step is queued at once, and done when somebody waits for it and is let."""
+
+    def __init__(self) -> None:
+        super().__init__(BLOCK)
+        self.queued = 0
+        self.gate = threading.Semaphore(0)
+
+    def run(self, plan: StepPlan) -> StepResult:  # type: ignore[override]
+        self.queued += 1
+        return _Later(super().run(plan), self.gate)  # type: ignore[return-value]
+
+
+class _Later:
+    def __init__(self, result: StepResult, gate: threading.Semaphore) -> None:
+        self._result, self._gate = result, gate
+
+    def wait(self) -> StepResult:
+        assert self._gate.acquire(timeout=SECONDS)
+        return self._result
+
+
+def test_a_step_is_queued_behind_one_that_a_device_computes() -> None:
+    runner = Behind()
+    with running(runner) as system:
+        request = system.add("a", [1, 2, 3], 6)
+        until(lambda: runner.queued == 2)
+        assert not system.tokens, "nothing is told before the device is done"
+        runner.gate.release()
+        until(lambda: len(system.tokens[request]) == 1 and runner.queued == 3)
+        runner.gate.release(100)
+        until(lambda: request in system.ended)
+        assert system.tokens[request] == continuation([1, 2, 3], 6)
+        assert not system.failures
+
+
+def test_a_device_that_fails_ends_all_requests() -> None:
+    class Broken(Behind):
+        def run(self, plan: StepPlan) -> StepResult:
+            super().run(plan)
+
+            class Never:
+                def wait(self) -> StepResult:
+                    raise RuntimeError("the device is lost")
+
+            return Never()  # type: ignore[return-value]
+
+    with running(Broken()) as system:
+        request = system.add("a", [1, 2, 3], 6)
+        until(lambda: system.failures)
+        assert system.ended[request].reason is EndReason.UNAVAILABLE
+        assert "the device is lost" in system.ended[request].message
