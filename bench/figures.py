@@ -114,7 +114,7 @@ def number(value: float) -> str:
 
 
 def _cell(figure: Figure | None) -> str:
-    if figure is None:
+    if figure is None or not any(map(math.isfinite, figure.runs)):
         return "–"
     if len(figure.runs) == 1:
         return number(figure.median)

@@ -34,7 +34,7 @@ def step_figures(
             progress.advance(f"{engine.name}: steps at batch {batch}, context {context}")
             if steps is None and turn == 0:
                 print(
-                    f"{_case(batch, context)}: left out, for it does not fit the engine's pool or batch",
+                    f"{_case(batch, context)}: left out, for it does not fit the engine's pool, batch or model length",
                     file=sys.stderr,
                 )
             if steps is not None:

@@ -53,6 +53,11 @@ def test_rows_of_several_units_say_each_its_own() -> None:
     assert "| output, tok/s | 150 |" in table("saturated", figures)
 
 
+def test_what_never_came_is_one_dash() -> None:
+    figure = Figure("TTFT", "p50", "ours", "ms", (math.nan, math.nan))
+    assert table("TTFT", [figure]).splitlines()[-1] == "| p50 | – |"
+
+
 def test_a_report_has_a_table_for_each_measure_in_their_order() -> None:
     other = Figure("prefill", "128 tokens", "baton", "tok/s", (1.0,))
     heads = [part.split(" (")[0] for part in report([other, figure("baton", 1.0), other]).split("\n\n")]
