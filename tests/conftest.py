@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,11 @@ from hypothesis import settings
 
 settings.register_profile("baton", deadline=None, print_blob=True)
 settings.load_profile("baton")
+
+# Without a GPU our Triton kernels run in its interpreter. Triton asks when it is first imported, which transformers
+# does, and torch, which would know of a GPU, is not for every test to load.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

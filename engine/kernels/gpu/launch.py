@@ -1,0 +1,71 @@
+"""A kernel's launch as plain data: run it, or compile it ahead of time for a device that is not here; and what every
+kernel is told of the pool."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from engine.kernels.gpu.tuning import LaunchConfig
+
+Arguments = dict[str, Any]
+"""By the names of the kernel's parameters."""
+
+ALL = 2**31 - 1
+"""A window that takes in every position."""
+LEAST_ROWS = 16
+"""What tl.dot multiplies has no fewer rows, columns or depth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    kernel: Any
+    """What `triton.jit` makes of a function."""
+    grid: tuple[int, ...]
+    arguments: Arguments
+    config: LaunchConfig
+
+    def run(self) -> None:
+        if 0 in self.grid:
+            return
+        options = {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages}
+        self.kernel[self.grid](**self.arguments, **options)
+
+
+def paged(pool: Tensor, layer: int, block_tables: Tensor) -> Arguments:
+    """`pool` `[num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim]`, each head's tile contiguous;
+    `block_tables` `[num_slots, max_blocks]` int32."""
+    block_size, head_dim = pool.shape[-2:]
+    assert pool.stride()[-2:] == (head_dim, 1), f"a head's tile of strides {pool.stride()[-2:]}"
+    assert block_tables.stride(1) == 1, "a slot's blocks lie apart"
+    block_stride, layer_stride, value_stride, head_stride = pool.stride()[:4]
+    return {
+        "pool": pool,
+        "tables": block_tables,
+        "layer": layer,
+        "table_stride": block_tables.stride(0),
+        "block_stride": block_stride,
+        "layer_stride": layer_stride,
+        "value_stride": value_stride,
+        "head_stride": head_stride,
+        "HEAD_DIM": head_dim,
+        "BLOCK_SIZE": block_size,
+    }
+
+
+def rows_of_heads(x: Tensor) -> Tensor:
+    """`x` `[num_tokens, num_heads, head_dim]` with a token's heads behind each other; tokens may be apart."""
+    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
+
+
+def power_of_two(least: int, floor: int = 1) -> int:
+    """The smallest that is neither below `least` nor below the power of two `floor`."""
+    return max(floor, 1 << (least - 1).bit_length())
+
+
+def score_scale(head_dim: int) -> float:
+    """1 / sqrt(head_dim), for softmax by powers of 2."""
+    return math.log2(math.e) / math.sqrt(head_dim)

@@ -1,0 +1,65 @@
+"""Every kernel of attention, in the default configurations, as the compilers for GPUs make it: nothing in local memory,
+and tiles that fit. Needs no GPU, but a process in which Triton does not interpret."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHS, HEAD_DIMS = (80, 90), (64, 128, 256)
+KERNELS = {"attend_split", "reduce_splits", "attend_tile", "rotate_and_write", "write_as_is"}
+# What a program can have of consumers' cards of compute capability 8.6 to 12.0; those of data centres have more.
+SHARED_BYTES = 99 << 10
+
+
+@dataclass(frozen=True)
+class _Compiler:
+    """A process of its own for each architecture, so that two cores have work."""
+
+    process: subprocess.Popen[str]
+
+    @staticmethod
+    def start(arch: int, device_name: str, cache: Path) -> _Compiler:
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        arguments = [",".join(map(str, HEAD_DIMS)), "bfloat16", str(arch), device_name]
+        return _Compiler(
+            subprocess.Popen(
+                [sys.executable, "-m", "engine.kernels.gpu.aot", *arguments],
+                cwd=ROOT,
+                env=environment | {"TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+
+    def results(self) -> Iterator[dict[str, int | str]]:
+        said, complaints = self.process.communicate()
+        assert self.process.returncode == 0, complaints
+        for line in said.splitlines():
+            yield json.loads(line)
+
+
+@pytest.mark.parametrize("device_name", ["default"])
+def test_no_kernel_spills_and_every_tile_fits(
+    device_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compilers = [_Compiler.start(arch, device_name, tmp_path) for arch in ARCHS]
+    found = [result for compiler in compilers for result in compiler.results()]
+    with capsys.disabled():
+        print(f"\n{'kernel':20}{'head':>6}{'arch':>6}{'REG':>6}{'STACK':>7}{'LOCAL':>7}{'shared':>9}")
+        for it in found:
+            sizes = f"{it['registers']:>6}{it['stack']:>7}{it['local']:>7}{it['shared']:>9}"
+            print(f"{it['kernel']:20}{it['head_dim']:>6}{it['arch']:>6}{sizes}")
+    assert {it["kernel"] for it in found} == KERNELS
+    assert {(it["arch"], it["head_dim"]) for it in found} == {(a, d) for a in ARCHS for d in HEAD_DIMS}
+    assert not [it for it in found if it["stack"] or it["local"]]
+    assert not [it for it in found if int(it["shared"]) > SHARED_BYTES]
