@@ -313,6 +313,7 @@ async def test_a_source_whose_stream_breaks_is_lost_at_once() -> None:
         async with asyncio.timeout(5):
             with pytest.raises(PeerLost, match="prefill-0 at 127"):
                 await landing.done()
+            await landing.drained()  # a fetch may have been under way
         assert landing.state is DestinationState.FREE
 
 
