@@ -71,9 +71,10 @@ def resources(launch: Launch, arch: int, head_dim: int, dtype: torch.dtype) -> R
     return Resources(launch.kernel.__name__, head_dim, name, arch, registers, stack, local, compiled.metadata.shared)
 
 
-def launches(head_dim: int, dtype: torch.dtype, device_name: str) -> Iterator[Launch]:
-    """Every kernel of attention as a model of 8 query and 2 key heads launches it, over nothing but zeros."""
-    num_heads, num_kv_heads, num_tokens = 8, 2, 16
+def launches(head_dim: int, dtype: torch.dtype, device_name: str, group: int = 7) -> Iterator[Launch]:
+    """Every kernel of attention as a model with 2 key heads launches it, over nothing but zeros. `group`: query heads
+    to a key head; 7, by which rows are not so easily divided, wants the most registers of prefill."""
+    num_heads, num_kv_heads, num_tokens = 2 * group, 2, 16
 
     def configured(kernel: str) -> tuning.LaunchConfig:
         return tuning.config(kernel, device_name, head_dim).for_element(dtype.itemsize)
