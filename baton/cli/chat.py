@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
+from baton.cli import interrupt
 from baton.cli.conversation import Chat
 from baton.client import Answer, Client, Message
 from baton.config import ChatConfig, parse
@@ -50,12 +51,13 @@ class BlockingClient:
 
     def ask(self, messages: Sequence[Message], hear: Callable[[str], None]) -> Answer:
         config = self._config
-        return self._runner.run(
-            self._client.answer(messages, self._sampling, hear=hear, model=config.model, timeout=config.timeout)
+        return interrupt.run(
+            self._runner,
+            self._client.answer(messages, self._sampling, hear=hear, model=config.model, timeout=config.timeout),
         )
 
     def served(self) -> str:
-        models = self._runner.run(self._client.status()).models
+        models = interrupt.run(self._runner, self._client.status()).models
         return ", ".join(f"{m.name} (up to {m.max_model_len} tokens)" for m in models) or "Nothing is served yet"
 
     async def _connect(self) -> Client:

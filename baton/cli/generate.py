@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from baton.cli import interrupt
 from baton.client import Answer, Client
 from baton.config import GenerateConfig, parse
 from baton.errors import InvalidRequest
@@ -17,7 +18,8 @@ from baton.sampling import SamplingParams
 def main(argv: Sequence[str]) -> int:
     config = parse(GenerateConfig, argv, prog="baton generate")
     prompt = _prompt(config)
-    asyncio.run(_generate(config, prompt))
+    with asyncio.Runner() as runner:
+        interrupt.run(runner, _generate(config, prompt))
     return 0
 
 
