@@ -56,7 +56,7 @@ class Cuda:
 
 class CudaMark:
     def __init__(self) -> None:
-        self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch gives it no types
         self._event.record()
 
     def wait(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 from engine.device import Device, Graph
@@ -39,7 +40,7 @@ class Graphs(Generic[Buffers]):
         for size in reversed(self.sizes):
             own = buffers(size)
             body(own)
-            self._recorded[size] = own, device.capture(lambda own=own: body(own))  # type: ignore[misc]
+            self._recorded[size] = own, device.capture(partial(body, own))
             yield size
 
     def fitting(self, num_rows: int) -> tuple[int, Buffers, Graph] | None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Protocol
 
 from baton.ids import BlockIndex
 from baton.sampling import SamplingParams
 from engine.kv_cache import KVCache
 from engine.loader import LoadedModel
-from engine.plan import NewSequence, ScheduledSequence, StepPlan
+from engine.plan import NewSequence, ScheduledSequence, StepPlan, StepResult
 from engine.runner import ModelRunner
 
 MAX_NUM_SEQS = 16
 MAX_MODEL_LEN = 320
+
+
+class _Runner(Protocol):
+    def run(self, plan: StepPlan) -> StepResult: ...
 
 
 class Driver:
@@ -23,7 +28,7 @@ class Driver:
         self.cache = KVCache(model.kv_layout(block_size), num_blocks)
         for index in range(num_blocks):
             self.cache.poison(index)
-        self.runner = ModelRunner(
+        self.runner: _Runner = ModelRunner(
             model.decoder,
             self.cache,
             max_num_seqs=MAX_NUM_SEQS,

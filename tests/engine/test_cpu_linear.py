@@ -147,6 +147,7 @@ def test_rows_come_back_bit_for_bit(isa: Isa, dtype: torch.dtype, shape: tuple[i
     assert torch.equal(product.rows(order[:1].to(torch.int32).expand(3)).view(torch.int16), bits[order[:1].expand(3)])
 
 
+# Elsewhere make_gated gates step by step, which is the other side of this comparison.
 @pytest.mark.skipif(KERNEL.isa < Isa.AMX, reason="gates belong to the products of AMX")
 @pytest.mark.parametrize("shape", [(32, 32), (96, 64), (512, 4864)], ids=str)
 @pytest.mark.parametrize("with_bias", [False, True])

@@ -13,7 +13,7 @@ from engine.device_runner import DeviceRunner, PendingStep
 from engine.kernels import choice
 from engine.kv_cache import KVCache
 from engine.loader import LoadedModel, load_model
-from engine.plan import Move, MoveKind, NewSequence, ScheduledSequence, StepPlan
+from engine.plan import Move, MoveKind, NewSequence, ScheduledSequence, StepPlan, StepResult
 from engine.slots import Slots
 from tests.checkpoints import FAMILIES, build_model, greedy
 from tests.engine.driver import MAX_MODEL_LEN, MAX_NUM_SEQS, Driver
@@ -57,7 +57,7 @@ class _Waiting:
     def __init__(self, runner: DeviceRunner) -> None:
         self._runner = runner
 
-    def run(self, plan: StepPlan) -> object:
+    def run(self, plan: StepPlan) -> StepResult:
         return self._runner.run(plan).wait()
 
 
@@ -71,7 +71,7 @@ def test_tokens_equal_transformers_in_mixed_batches(
     runner, device = _runner(model, driver.cache, MAX_NUM_SEQS, MAX_MODEL_LEN, record)
     for index in range(driver.cache.num_blocks):
         driver.cache.poison(index)
-    driver.runner = _Waiting(runner)  # type: ignore[assignment]
+    driver.runner = _Waiting(runner)
     prompts = [[(7 * i + 3 * j) % 300 for j in range(5 + 9 * i)] for i in range(6)]
     expected = [greedy(oracle, prompt, 14) for prompt in prompts]
     assert driver.generate(prompts, 14, preempt=True) == expected

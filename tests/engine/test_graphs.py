@@ -34,9 +34,15 @@ def test_a_batch_gets_the_smallest_graph_that_takes_it() -> None:
 
 def test_a_replay_reads_and_writes_the_buffers_of_its_size() -> None:
     graphs: Graphs[torch.Tensor] = Graphs((2, 3))
-    list(graphs.record(FakeDevice(), torch.zeros, lambda buffers: buffers.add_(1).mul_(2)))  # type: ignore[arg-type, return-value]
-    for size, _, _ in (graphs.fitting(n) or pytest.fail("not recorded") for n in (2, 3)):
-        _, buffers, graph = graphs.fitting(size) or pytest.fail("not recorded")
+
+    def step(buffers: torch.Tensor) -> None:
+        buffers.add_(1).mul_(2)
+
+    assert list(graphs.record(FakeDevice(), torch.zeros, step)) == [3, 2]
+    for size in (2, 3):
+        found = graphs.fitting(size)
+        assert found is not None
+        _, buffers, graph = found
         buffers.fill_(5)
         graph.replay()
         assert buffers.tolist() == [12] * size

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections import defaultdict, deque
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.clock import Clock
 from baton.hashing import block_hashes, root_hash
 from baton.ids import AttemptId
 from baton.sampling import SamplingParams
-from engine.block_pool import BlockPool
-from engine.engine import Engine
 from engine.messages import (
     Abort,
     AddRequest,
@@ -23,9 +19,7 @@ from engine.messages import (
     BlocksStored,
     Commit,
     DropLanding,
-    Ended,
     EndReason,
-    Event,
     FreeQuarantined,
     Offered,
     ReleaseOffer,
@@ -35,120 +29,17 @@ from engine.messages import (
     Tokens,
 )
 from engine.pacing import Pace, Pacer
-from engine.plan import MoveKind, StepPlan
-from engine.scheduler import Scheduler, SchedulerLimits
+from engine.plan import MoveKind
 from engine.step_cost import Coefficients
-from engine.swap import SwapPool
-from tests.engine.scripted_runner import ScriptedRunner, continuation, next_token
+from tests.engine.scheduler_harness import BLOCK, Harness, RestlessClock, prompt_of
+from tests.engine.scripted_runner import continuation, next_token
 
-BLOCK = 4
 ROOT = root_hash(b"model")
 
 
 @pytest.fixture(autouse=True, params=["one by one", "overlapped"])
 def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Harness, "overlap", request.param == "overlapped")
-
-
-class Harness:
-    overlap = False
-    """Each step is planned before the one before it is run: whatever is taken away or given out too early is seen."""
-
-    def __init__(
-        self,
-        blocks: int = 64,
-        seqs: int = 8,
-        budget: int = 32,
-        max_len: int = 128,
-        caching: bool = True,
-        clock: Clock | None = None,
-        swap: int = 0,
-        pacer: Pacer | None = None,
-    ):
-        """With a clock, prompts are paced by what it says."""
-        self.runner = ScriptedRunner(BLOCK)
-        self.pool = BlockPool(blocks, enable_prefix_caching=caching, on_take=self.runner.on_take)
-        limits = SchedulerLimits(BLOCK, seqs, budget, max_len, frozenset(), b"model")
-        self.swap = SwapPool(swap)
-        self.scheduler = Scheduler(self.pool, limits, self.swap)
-        if clock is not None:
-            pacer = Pacer(0.1)
-        self.clock = clock
-        self.engine = Engine(self.scheduler, self.runner, pacer=pacer, clock=clock)
-        self.in_flight: deque[StepPlan] = deque()
-        self.tokens: dict[AttemptId, list[int]] = defaultdict(list)
-        self.ended: dict[AttemptId, Ended] = {}
-        self.cached: dict[AttemptId, int] = {}
-        self.events: list[Event] = []
-
-    def add(
-        self, name: str, prompt: list[int], count: int = 5, task: Task = Task.LOCAL, salt: bytes = b""
-    ) -> AttemptId:
-        request_id = AttemptId(name, 0)
-        sampling = SamplingParams(max_tokens=count, seed=0, ignore_eos=True)
-        self.engine.handle(AddRequest(request_id, task, tuple(prompt), len(prompt), sampling, salt))
-        return request_id
-
-    def step(self) -> bool:
-        stepped = self.overlapped_step() if self.overlap else self.engine.step()
-        self.take_events()
-        counts = self.pool.counts()
-        assert counts.total == self.pool.num_blocks
-        return stepped
-
-    def overlapped_step(self) -> bool:
-        plan = self.engine.plan()
-        if not plan.is_empty:
-            self.in_flight.append(plan)
-        if len(self.in_flight) == 2 or (plan.is_empty and self.in_flight):
-            began = self.clock.now() if self.clock else 0.0
-            result = self.runner.run(self.in_flight.popleft())
-            self.engine.take_in(result, self.clock.now() - began if self.clock else 0.0)
-            return True
-        return not plan.is_empty
-
-    def take_events(self) -> None:
-        for event in self.engine.drain_events():
-            self.events.append(event)
-            if isinstance(event, Tokens):
-                assert event.index == len(self.tokens[event.id]), "a token is missing or repeated"
-                self.tokens[event.id] += event.token_ids
-                self.cached[event.id] = event.num_cached_tokens
-            elif isinstance(event, Ended):
-                assert event.id not in self.ended, "two terminal replies"
-                self.ended[event.id] = event
-
-    def run(self, most: int = 2000) -> None:
-        for _ in range(most):
-            if not self.step():
-                return
-        pytest.fail("the scheduler does not come to rest")
-
-    def of(self, kind: type[Event], request_id: AttemptId) -> list:  # the events' own fields are checked by callers
-        return [e for e in self.events if isinstance(e, kind) and e.id == request_id]
-
-    def idle(self) -> bool:
-        counts = self.pool.counts()
-        return (
-            counts.active == counts.offered == counts.landing == counts.quarantined == 0
-            and self.swap.available == self.swap.num_slots
-        )
-
-
-class RestlessClock:
-    """Anything may have taken any time."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self._rng, self._seconds = rng, 0.0
-
-    def now(self) -> float:
-        self._seconds += self._rng.choice((0.0, self._rng.random() / 100, self._rng.random()))
-        return self._seconds
-
-
-def prompt_of(length: int, seed: int = 0) -> list[int]:
-    rng = random.Random(seed)
-    return [rng.randrange(50) for _ in range(length)]
 
 
 def test_one_request_gets_its_tokens_and_leaves_the_pool_idle():

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from baton.ids import AttemptId
 from baton.sampling import SamplingParams
 from engine.block_pool import BlockPool
-from engine.engine import Engine
+from engine.engine import Engine, Pending
 from engine.messages import Abort, AddRequest, Ended, EndReason, Event, Load, Task, Tokens
 from engine.pacing import Pace, Pacer
 from engine.plan import StepPlan, StepResult
@@ -58,7 +58,7 @@ class Foreseen(Pacer):
 
 
 class Running:
-    def __init__(self, runner: ScriptedRunner, blocks: int, pacer: Pacer | None) -> None:
+    def __init__(self, runner: ScriptedRunner | Behind, blocks: int, pacer: Pacer | None) -> None:
         pool = BlockPool(blocks, on_take=runner.on_take)
         self.scheduler = Scheduler(pool, SchedulerLimits(BLOCK, 8, 32, 128, frozenset(), b"model"))
         self.pool, self.runner = pool, runner
@@ -86,7 +86,7 @@ class Running:
 
 
 @contextmanager
-def running(runner: ScriptedRunner, blocks: int = 64, pacer: Pacer | None = None) -> Iterator[Running]:
+def running(runner: ScriptedRunner | Behind, blocks: int = 64, pacer: Pacer | None = None) -> Iterator[Running]:
     system = Running(runner, blocks, pacer)
     system.thread.start()
     try:
@@ -195,25 +195,29 @@ def test_stopping_waits_for_the_step_in_flight() -> None:
         assert not stopper.is_alive()
 
 
-class Behind(ScriptedRunner):
+class Behind:
     """A device: a step is queued at once, and done when somebody waits for it and is let."""
 
     def __init__(self) -> None:
-        super().__init__(BLOCK)
+        self._scripted = ScriptedRunner(BLOCK)
+        self.on_take = self._scripted.on_take
         self.queued = 0
         self.gate = threading.Semaphore(0)
+        self.fails = False
 
-    def run(self, plan: StepPlan) -> StepResult:  # type: ignore[override]
+    def run(self, plan: StepPlan) -> Pending:
         self.queued += 1
-        return _Later(super().run(plan), self.gate)  # type: ignore[return-value]
+        return _Later(self, self._scripted.run(plan))
 
 
 class _Later:
-    def __init__(self, result: StepResult, gate: threading.Semaphore) -> None:
-        self._result, self._gate = result, gate
+    def __init__(self, device: Behind, result: StepResult) -> None:
+        self._device, self._result = device, result
 
     def wait(self) -> StepResult:
-        assert self._gate.acquire(timeout=SECONDS)
+        if self._device.fails:
+            raise RuntimeError("the device is lost")
+        assert self._device.gate.acquire(timeout=SECONDS)
         return self._result
 
 
@@ -232,17 +236,9 @@ def test_a_step_is_queued_behind_one_that_a_device_computes() -> None:
 
 
 def test_a_device_that_fails_ends_all_requests() -> None:
-    class Broken(Behind):
-        def run(self, plan: StepPlan) -> StepResult:
-            super().run(plan)
-
-            class Never:
-                def wait(self) -> StepResult:
-                    raise RuntimeError("the device is lost")
-
-            return Never()  # type: ignore[return-value]
-
-    with running(Broken()) as system:
+    runner = Behind()
+    runner.fails = True
+    with running(runner) as system:
         request = system.add("a", [1, 2, 3], 6)
         until(lambda: system.failures)
         assert system.ended[request].reason is EndReason.UNAVAILABLE

@@ -119,7 +119,6 @@ def test_the_same_buffers_serve_sequences_that_grow(device: torch.device) -> Non
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are CUDA's")
 @every_dtype
 def test_a_captured_graph_serves_sequences_that_grow(dtype: str, device: torch.device) -> None:
     pool = Pool(Shape(dtype=dtype, head_dim=128, window=None), [(600, 1), (40, 1)], device)

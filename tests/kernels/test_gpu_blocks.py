@@ -128,7 +128,6 @@ def test_bits_of_the_checksum_are_evenly_used() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU reaches pinned memory in this way")
 def test_the_staging_buffer_can_be_pinned_host_memory() -> None:
     device = torch.device("cuda")
     pool, indices = random_blocks(device, 8, 1 << 20), torch.tensor([6, 1, 3], device=device)

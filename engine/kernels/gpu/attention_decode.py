@@ -94,11 +94,11 @@ def attention_decode(
         "BLOCK_H": power_of_two(num_heads // num_kv_heads, LEAST_ROWS),
         "ONE_SPLIT": num_splits == 1,
     }
-    first = Launch(attend_split, (batch, num_kv_heads, num_splits), attend, split)
+    first = Launch(attend_split, (batch, num_kv_heads, num_splits), attend, split.num_warps, split.num_stages)
     if num_splits == 1:
         return (first,)
     combine = {**ranges, "HEAD_DIM": head_dim, "SPLITS": power_of_two(num_splits)}
-    return first, Launch(reduce_splits, (batch, num_heads), combine, reduce)
+    return first, Launch(reduce_splits, (batch, num_heads), combine, reduce.num_warps, reduce.num_stages)
 
 
 @triton.jit
@@ -201,7 +201,6 @@ def reduce_splits(
     _, first_tile, split_tiles = _share(length, window, num_splits, BLOCK_N, SPLIT_TILES)
     splits, dims = tl.arange(0, SPLITS), tl.arange(0, BLOCK_D)
     filled = (first_tile + splits * split_tiles) * BLOCK_N < length
-    filled &= splits < num_splits
     this = row.to(tl.int64) * tl.num_programs(1) + head
     vectors = this * num_splits + splits
     logs = tl.load(log_sums + vectors, mask=filled, other=float("-inf"))

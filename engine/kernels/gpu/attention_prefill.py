@@ -87,7 +87,7 @@ def attention_prefill(
         "BLOCK_N": config.block_n,
         "BLOCK_D": power_of_two(head_dim, LEAST_ROWS),
     }
-    return Launch(attend_tile, (len(spans.tile_spans), num_kv_heads), arguments, config)
+    return Launch(attend_tile, (len(spans.tile_spans), num_kv_heads), arguments, config.num_warps, config.num_stages)
 
 
 def _block_m(config: LaunchConfig, group: int) -> int:

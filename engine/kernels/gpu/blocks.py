@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.kernels.gpu import block_checksum
-from engine.kernels.gpu.passes import Pass
+from engine.kernels.gpu.launch import Launch
 
 # Launch parameters. TILE: pairs at a time; PART: pairs of a program; what is copied and summed does not depend on them.
 TILE, PART, COPY_WARPS = 1024, 8192, 4
@@ -41,7 +41,7 @@ def scatter_blocks(data: Tensor, indices: Tensor, pool_bytes: Tensor, checksums:
         step.run()
 
 
-def _passes(source: Tensor, target: Tensor, indices: Tensor, checksums: Tensor, *, gathers: bool) -> list[Pass]:
+def _passes(source: Tensor, target: Tensor, indices: Tensor, checksums: Tensor, *, gathers: bool) -> list[Launch]:
     block_bytes, count = source.shape[1], len(indices)
     if block_bytes % block_checksum.PAIR_BYTES:
         raise ValueError(f"blocks of {block_bytes} bytes: it must be a multiple of {block_checksum.PAIR_BYTES}")
@@ -66,8 +66,8 @@ def _passes(source: Tensor, target: Tensor, indices: Tensor, checksums: Tensor, 
     }
     finishing = {"sums": sums, "checksums": checksums, "num_parts": num_parts, "num_pairs": num_pairs}
     return [
-        Pass(copy_and_sum, (count, num_parts), copying, COPY_WARPS),
-        Pass(finish_sums, (count,), {**finishing, "PARTS": triton.next_power_of_2(num_parts)}, 1),
+        Launch(copy_and_sum, (count, num_parts), copying, COPY_WARPS),
+        Launch(finish_sums, (count,), {**finishing, "PARTS": triton.next_power_of_2(num_parts)}, 1),
     ]
 
 

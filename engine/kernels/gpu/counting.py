@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.kernels.gpu.passes import Pass
+from engine.kernels.gpu.launch import Launch
 from engine.kernels.gpu.sampling_rows import has_penalty, slot_of
 from engine.kernels.gpu.sampling_table import WORDS, SamplingTensors
 
@@ -23,7 +23,7 @@ def count_tokens(params: SamplingTensors, token_ids: Tensor) -> None:
         "token_ids": token_ids,
         "counts_stride": params.counts.stride(0),
     }
-    Pass(count_drawn, (params.num_rows,), arguments, 1).run()
+    Launch(count_drawn, (params.num_rows,), arguments, 1).run()
 
 
 @triton.jit

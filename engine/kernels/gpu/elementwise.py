@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.kernels.gpu.passes import Pass
+from engine.kernels.gpu.launch import Launch
 
 MAX_HIDDEN_SIZE = 16_384
 """A program holds a whole row of the stream in registers."""
@@ -60,7 +60,7 @@ class TritonElementWiseStep:
             "HAS_DELTA": delta is not None,
             "BLOCK": self._block,
         }
-        Pass(add_norm_rows, (len(hidden),), arguments, self._warps).run()
+        Launch(add_norm_rows, (len(hidden),), arguments, self._warps).run()
         return self._normed
 
     def gate(self, gate_up: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class TritonElementWiseStep:
         if len(self._gated) < num_rows or self._gated.shape[1] != size:
             self._gated = gate_up.new_empty((num_rows, size))
         arguments = {"gate_up": gate_up, "gated": self._gated, "size": size, "BLOCK": GATE_BLOCK}
-        Pass(gate_rows, (num_rows, triton.cdiv(size, GATE_BLOCK)), arguments, GATE_WARPS).run()
+        Launch(gate_rows, (num_rows, triton.cdiv(size, GATE_BLOCK)), arguments, GATE_WARPS).run()
         return self._gated[:num_rows]
 
 

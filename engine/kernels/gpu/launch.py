@@ -1,5 +1,5 @@
-"""A kernel's launch as plain data: run it, or compile it ahead of time for a device that is not here; and what every
-kernel is told of the pool."""
+"""A kernel's launch as plain data: run it, or compile it ahead of time for a device that is not here; and what kernels
+are told of the pool."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-
-from engine.kernels.gpu.tuning import LaunchConfig
 
 Arguments = dict[str, Any]
 """By the names of the kernel's parameters."""
@@ -26,13 +24,17 @@ class Launch:
     """What `triton.jit` makes of a function."""
     grid: tuple[int, ...]
     arguments: Arguments
-    config: LaunchConfig
+    num_warps: int
+    num_stages: int = 3
+    """How many turns of a loop are on their way at a time; this many is Triton's own choice."""
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
     def run(self) -> None:
-        if 0 in self.grid:
-            return
-        options = {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages}
-        self.kernel[self.grid](**self.arguments, **options)
+        if 0 not in self.grid:
+            self.kernel[self.grid](**self.arguments, **self.options)
 
 
 def paged(pool: Tensor, layer: int, block_tables: Tensor) -> Arguments:

@@ -58,7 +58,7 @@ def rotary_write(
         "BLOCK_HALF": power_of_two(head_dim // 2),
     }
     chunks = -(-(num_heads + 2 * num_kv_heads) // config.block_m)
-    return Launch(rotate_and_write, (num_tokens, chunks), arguments, config)
+    return Launch(rotate_and_write, (num_tokens, chunks), arguments, config.num_warps, config.num_stages)
 
 
 def write(
@@ -87,7 +87,8 @@ def write(
         "BLOCK_H": config.block_m,
         "BLOCK_D": power_of_two(key.shape[2]),
     }
-    return Launch(write_as_is, (len(key), -(-key.shape[1] // config.block_m)), arguments, config)
+    grid = (len(key), -(-key.shape[1] // config.block_m))
+    return Launch(write_as_is, grid, arguments, config.num_warps, config.num_stages)
 
 
 @triton.jit

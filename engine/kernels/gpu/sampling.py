@@ -11,8 +11,9 @@ import triton
 from torch import Tensor
 
 from baton.sampling import SamplingParams
-from engine.kernels.gpu.passes import Pass
-from engine.kernels.gpu.sampling_kernels import choose, gather, settle, survey
+from engine.kernels.gpu.launch import Launch
+from engine.kernels.gpu.sampling_choice import choose, gather
+from engine.kernels.gpu.sampling_kernels import settle, survey
 from engine.kernels.gpu.sampling_table import IN_PROMPT, SamplingTensors
 from engine.sampler import LEAST_TEMPERATURE, Draw, ReferenceSampler
 
@@ -48,8 +49,9 @@ def sample_on_device(logits: Tensor, params: SamplingTensors, out: Tensor, *, li
     """One token a row of `logits` `[num_rows, vocab_size]` into `out` `[num_rows]`, int32 or int64; as Sampler says.
 
     Waits for nothing, and what it launches depends on shapes alone: the values in `params` may change between replays
-    of a graph. `limited`: whether any row may have top-k, top-p or min-p; two of four passes are for those. Order of
-    what changes a row: penalties, banned tokens, temperature, min-p, top-k, top-p.
+    of a graph. (Triton compiles at the first call: capture a later one.) `limited`: whether any row may have top-k,
+    top-p or min-p; two of four passes are for those. What changes a row, in this order: penalties, banned tokens,
+    temperature, min-p, top-k, top-p.
     """
     assert logits.dtype in _DTYPES, f"logits of {logits.dtype}"
     assert logits.stride(1) == 1, "logits of a row lie apart"
@@ -59,7 +61,7 @@ def sample_on_device(logits: Tensor, params: SamplingTensors, out: Tensor, *, li
         step.run()
 
 
-def passes(logits: Tensor, params: SamplingTensors, out: Tensor, *, limited: bool) -> list[Pass]:
+def passes(logits: Tensor, params: SamplingTensors, out: Tensor, *, limited: bool) -> list[Launch]:
     """The passes of a draw, in their order; allocates what they hand on to each other."""
     num_rows, vocab_size = logits.shape
     num_chunks = triton.cdiv(vocab_size, CHUNK)
@@ -102,8 +104,8 @@ def passes(logits: Tensor, params: SamplingTensors, out: Tensor, *, limited: boo
     by_chunk, by_row = (num_rows, num_chunks), (num_rows,)
     table = {"table": params.table, "vocab_size": vocab_size}
     first = [
-        Pass(survey, by_chunk, {**row, **surveyed, "CHUNK": CHUNK, "BLOCK": BLOCK}, CHUNK_WARPS),
-        Pass(settle, by_row, {**table, **surveyed, **settled, **sizes, "out": out}, SETTLE_WARPS),
+        Launch(survey, by_chunk, {**row, **surveyed, "CHUNK": CHUNK, "BLOCK": BLOCK}, CHUNK_WARPS),
+        Launch(settle, by_row, {**table, **surveyed, **settled, **sizes, "out": out}, SETTLE_WARPS),
     ]
     if not limited:
         return first
@@ -111,8 +113,8 @@ def passes(logits: Tensor, params: SamplingTensors, out: Tensor, *, limited: boo
     row = {**row, **settled, **lists, "CAPACITY": CAPACITY}
     return [
         *first,
-        Pass(gather, by_chunk, {**row, "CHUNK": CHUNK}, CHUNK_WARPS),
-        Pass(choose, by_row, {**row, "out": out}, CHOOSE_WARPS),
+        Launch(gather, by_chunk, {**row, "CHUNK": CHUNK}, CHUNK_WARPS),
+        Launch(choose, by_row, {**row, "out": out}, CHOOSE_WARPS),
     ]
 
 

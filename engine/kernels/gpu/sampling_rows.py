@@ -18,7 +18,10 @@ _REPETITION, _PRESENCE = tl.constexpr(table_words.REPETITION), tl.constexpr(tabl
 _FREQUENCY, _SLOT = tl.constexpr(table_words.FREQUENCY), tl.constexpr(table_words.SLOT)
 _POSITION, _BANNED_UNTIL = tl.constexpr(table_words.POSITION), tl.constexpr(table_words.BANNED_UNTIL)
 _NUM_BANNED, _IN_PROMPT = tl.constexpr(table_words.NUM_BANNED), tl.constexpr(table_words.IN_PROMPT)
-_LAST = tl.constexpr(0x7FFFFFFF)
+LAST = tl.constexpr(0x7FFFFFFF)
+KEY_BITS = tl.constexpr(31)
+SETTLED = tl.constexpr(float("inf"))
+"""Of a row that is drawn already, in place of a bound, which is never above 0."""
 _INFINITE_KEY = tl.constexpr(0x7F800000)
 _MASS_UNIT = tl.constexpr(2.0**40)
 """Whole numbers of mass for exp(0). Their sum is the same in every order, and fits for 2^22 tokens."""
@@ -125,23 +128,23 @@ def _penalised(values: tl.tensor, params: tl.tensor, counts: tl.tensor, is_token
 def ordered(values: tl.tensor) -> tl.tensor:
     """int32 in the order of float32 numbers: -0 and 0 are equal, NaN is above all."""
     bits = (values + 0.0).to(tl.int32, bitcast=True)
-    return tl.where(values == values, bits ^ ((bits >> 31) & _LAST), _LAST)
+    return tl.where(values == values, bits ^ ((bits >> 31) & LAST), LAST)
 
 
 @triton.jit
 def value_of(order: tl.tensor) -> tl.tensor:
-    return (order ^ ((order >> 31) & _LAST)).to(tl.float32, bitcast=True)
+    return (order ^ ((order >> 31) & LAST)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def ranked(order: tl.tensor, tokens: tl.tensor) -> tl.tensor:
     """int64: by `order`; of equals the first token is largest."""
-    return (order.to(tl.int64) << 32) | (tokens ^ _LAST).to(tl.int64)
+    return (order.to(tl.int64) << 32) | (tokens ^ LAST).to(tl.int64)
 
 
 @triton.jit
 def token_of(rank: tl.tensor) -> tl.tensor:
-    return rank.to(tl.int32) ^ _LAST
+    return rank.to(tl.int32) ^ LAST
 
 
 @triton.jit
@@ -153,7 +156,7 @@ def order_of(rank: tl.tensor) -> tl.tensor:
 def leader(order: tl.tensor, tokens: tl.tensor) -> tl.tensor:
     """The rank of the first of the largest."""
     largest = tl.max(order, 0)
-    return ranked(largest, tl.min(tl.where(order == largest, tokens, _LAST), 0))
+    return ranked(largest, tl.min(tl.where(order == largest, tokens, LAST), 0))
 
 
 @triton.jit
