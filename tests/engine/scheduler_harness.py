@@ -105,6 +105,7 @@ class Harness:
         return (
             counts.active == counts.offered == counts.landing == counts.quarantined == 0
             and self.swap.available == self.swap.num_slots
+            and not self.scheduler._holdings._coming  # what stays there would put others off for ever
         )
 
 
