@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import weakref
 from collections.abc import Iterator
@@ -104,6 +106,22 @@ def test_neither_company_nor_threads_change_a_bit(isa: Isa, dtype: torch.dtype, 
         assert torch.equal(product(x[-rows:]), together[-rows:]), f"the last {rows} rows"
     with threads(2):
         assert torch.equal(product(x[77:78]), together[77:78])
+
+
+@each_isa
+@each_dtype
+@pytest.mark.parametrize("features", [1, 8, 15, 16, 17, 40])
+def test_nothing_behind_the_bias_is_read(isa: Isa, dtype: torch.dtype, features: int) -> None:
+    """It ends where a page begins that may not be touched: who does ends the process."""
+    pages = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+    second = ctypes.addressof(ctypes.c_char.from_buffer(pages)) + mmap.PAGESIZE
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(second), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    bias = torch.frombuffer(pages, dtype=dtype, count=features, offset=mmap.PAGESIZE - 2 * features)
+    bias.copy_(torch.arange(features))
+    product = PanelLinear(kernel(isa), torch.zeros(features, 32, dtype=dtype), bias)
+    for rows in (1, 40):
+        assert torch.equal(product(torch.ones(rows, 32, dtype=dtype)), bias.expand(rows, -1))
 
 
 @each_isa

@@ -94,8 +94,9 @@ INLINE void amx_multiply(float *sums, const uint16_t *x, int64_t x_stride, const
     }
 }
 
+/* The first `count` of SQUARE, which may be none: a panel's second half can lie behind the last feature. */
 INLINE vf amx_bias(const uint16_t *bias, int count) {
-    const __mmask16 mask = count < SQUARE ? (__mmask16)((1u << count) - 1) : 0xffff;
+    const __mmask16 mask = count >= SQUARE ? 0xffff : count > 0 ? (__mmask16)((1u << count) - 1) : 0;
     return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(bias ? mask : 0, bias)), 16);
 }
 
