@@ -40,6 +40,12 @@ class ModelConfig:
 class CacheConfig:
     block_size: int = setting(16, "tokens of one KV block", **at_least(1))
     kv_blocks: int = setting(0, "blocks of the KV pool; 0: as many as memory sensibly allows", **_POSITIVE_OR_AUTO)
+    gpu_memory_utilization: float = setting(
+        0.9,
+        "part of a GPU's memory that a worker may take: weights, KV pool and steps",
+        check=lambda value: 0 < value <= 1,
+        right="above 0 and at most 1",
+    )
     swap_space: float = setting(
         1.0, "GiB of host memory for the KV of preempted requests; 0: it is computed again", **at_least(0)
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -44,6 +45,7 @@ class DecodeRows(Protocol):
 
 
 Rows = TypeVar("Rows", bound=DecodeRows)
+Numbers = TypeVar("Numbers", int, npt.NDArray[np.int64])
 
 
 class DeviceAttention(Attention, Protocol[Rows]):
@@ -102,9 +104,30 @@ class DeviceRunner(Generic[Rows]):
         return PendingStep(drawn, self._device.mark(), begun, moved)
 
     @torch.inference_mode()
-    def record(self) -> Iterator[int]:
-        """Records the graphs, and yields the size of each once it is done. Before anything is computed."""
-        yield from self._graphs.record(self._device, self._buffers, self._decode)
+    def record(self) -> Iterator[tuple[int, int]]:
+        """Records the graphs; yields, as each is done, how many are, and of how many. Before anything is computed."""
+        for done, _ in enumerate(self._graphs.record(self._device, self._buffers, self._decode), start=1):
+            yield done, len(self._graphs.sizes)
+
+    @torch.inference_mode()
+    def warm_up(self, num_tokens: int) -> None:
+        """Queues a step of so many tokens, of as many sequences as may be. All KV goes to block 0: before the pool
+        holds anything."""
+        num_tokens = max(2, num_tokens)
+        longest = self._slots.token_ids.shape[1] - 1
+        num_spans = max(min(self._spare, num_tokens // 2), -(-num_tokens // longest))
+        ends = [num_tokens * (i + 1) // num_spans for i in range(num_spans)]
+        spans = [Span(row, 0, end - row, slot=0) for row, end in zip([0, *ends], ends, strict=False)]
+        positions = np.concatenate([np.arange(span.count) for span in spans])
+        tokens, at, last = self._to_device(np.zeros_like(positions), positions, np.array(ends[: self._spare]) - 1)
+        hidden = self._model.forward(tokens, at, self._attention.batch(spans))
+        spare = torch.full_like(last, self._spare)
+        self._sampler.draw(self._model.logits(hidden[last]), spare, at[last] + 1, torch.empty_like(last))
+
+    @torch.inference_mode()
+    def warm_up_decode(self) -> None:
+        """Queues a step of padding alone, of as many rows as may be."""
+        self._decode(self._buffers(self._spare))
 
     def _fill(self, new: NewSequence) -> None:
         self._slots.fill(new)
@@ -148,14 +171,15 @@ class DeviceRunner(Generic[Rows]):
         self, scheduled: Sequence[ScheduledSequence], size: int, buffers: _Buffers[Rows], graph: Graph
     ) -> Tensor:
         rows = self._padding(size)
-        for row, one in enumerate(scheduled):
-            held = int(self._slots.num_blocks[one.slot])
-            self._slots.append_blocks(one.slot, one.new_blocks)
-            self._slots.span(one, row)  # checks it
-            rows[0, row], rows[1, row] = one.slot, one.start
-            if one.new_blocks:
-                rows[2, row], rows[3, row] = self._entry(one.slot, held), one.new_blocks[0]
-            self._slots.append_token(one.slot, UNKNOWN)
+        slots, starts, entries, blocks = rows[:, : len(scheduled)]
+        slots[:] = [one.slot for one in scheduled]
+        starts[:] = [one.start for one in scheduled]
+        growing = [row for row, one in enumerate(scheduled) if one.new_blocks]
+        if growing:
+            entries[growing] = self._entry(slots[growing], self._slots.num_blocks[slots[growing]])
+            blocks[growing] = [scheduled[row].new_blocks[0] for row in growing]
+            self._slots.append_block_each(slots[growing], blocks[growing])
+        self._slots.append_unknown_each(slots, starts)
         staging = self._staging[self._steps % _IN_FLIGHT][: 4 * size].view(4, size)
         staging.copy_(torch.from_numpy(rows))
         buffers.staged.copy_(staging, non_blocking=True)
@@ -202,7 +226,7 @@ class DeviceRunner(Generic[Rows]):
         on_device = pinned.to(self._model.device, non_blocking=True)
         return torch.split(on_device, [len(part) for part in parts])
 
-    def _entry(self, slot: int, column: int) -> int:
+    def _entry(self, slot: Numbers, column: Numbers) -> Numbers:
         """Place in the block tables, flat."""
         return slot * self._block_tables.shape[1] + column
 

@@ -11,11 +11,8 @@ from torch import Tensor
 
 from baton.errors import ConfigError
 from baton.layout import KVLayout
-from engine import memory
+from engine.memory import MemoryRoom
 from engine.plan import Move, MoveKind
-
-_HEADROOM = 0.9  # of free device memory; the rest is for activations
-_HOST_SHARE = 0.25  # of available host memory
 
 
 class KVCache:
@@ -52,10 +49,11 @@ class KVCache:
         return elements
 
     def move(self, move: Move) -> None:
-        """Copies a whole block. Waits for the device where the copy crosses to or from the host."""
+        """Copies a whole block, as one of the device's operations: the host does not wait for it, nor touch swap slots
+        itself."""
         source = self._swap if move.kind is MoveKind.SWAP_IN else self.tensor
         target = self._swap if move.kind is MoveKind.SWAP_OUT else self.tensor
-        target[move.target].copy_(source[move.source])
+        target[move.target].copy_(source[move.source], non_blocking=True)
 
     def poison(self, index: int) -> None:
         """Fills a block with NaN, so that a test sees whoever reads it."""
@@ -83,29 +81,21 @@ def _swap_space(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
-def choose_num_blocks(
-    layout: KVLayout, wanted: int, *, max_num_seqs: int, max_model_len: int, device: torch.device | str
-) -> int:
+def choose_num_blocks(layout: KVLayout, wanted: int, *, max_num_seqs: int, max_model_len: int, room: MemoryRoom) -> int:
     """`wanted`, or, where that is 0, as many blocks as `max_num_seqs` of full length need, within what memory allows.
 
     Raises ConfigError where those that are wanted do not fit, or not even one.
     """
-    device = torch.device(device)
     if wanted:
-        left = memory.available(device)
-        if wanted * layout.block_bytes > left:
+        if wanted * layout.block_bytes > room.left:
             raise ConfigError(
-                f"{wanted} KV blocks take {wanted * layout.block_bytes >> 20} MiB, and {left >> 20} MiB of memory are "
-                f"left on {device}; give at most --kv-blocks={left // layout.block_bytes}"
+                f"{wanted} KV blocks take {wanted * layout.block_bytes >> 20} MiB, and {room.left >> 20} MiB of memory "
+                f"are left on {room.device}; give at most --kv-blocks={room.left // layout.block_bytes}"
             )
         return wanted
-    room = _memory_for_pool(device)
-    if room < layout.block_bytes:
+    if room.for_pool < layout.block_bytes:
         raise ConfigError(
-            f"{room >> 20} MiB of memory are left on {device}; one KV block takes {layout.block_bytes} bytes"
+            f"{max(0, room.for_pool) >> 20} MiB of memory are left for the KV pool on {room.device}, and one block "
+            f"takes {layout.block_bytes} bytes{room.advice}"
         )
-    return min(max_num_seqs * -(-max_model_len // layout.block_size), room // layout.block_bytes)
-
-
-def _memory_for_pool(device: torch.device) -> int:
-    return int(memory.available(device) * (_HEADROOM if device.type == "cuda" else _HOST_SHARE))
+    return min(max_num_seqs * -(-max_model_len // layout.block_size), room.for_pool // layout.block_bytes)

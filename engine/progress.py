@@ -1,4 +1,4 @@
-"""Tells a person who waits for a long load how far it is."""
+"""Tells a person who waits for a long start how far it is."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import TextIO
 from baton.clock import Clock, MonotonicClock
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes done and the bytes in all."""
+"""Called with how much is done and how much there is in all."""
 
 _PATIENCE_SECONDS = 2.0
 _EVERY_SECONDS = 1.0
 
 
 class LoadProgress:
-    """A line on stderr, rewritten once a second on a terminal, and nothing at all for loads of under two seconds."""
+    """Of bytes: a line on stderr, rewritten once a second on a terminal, and nothing at all for what takes less than
+    two seconds."""
 
     def __init__(self, what: str, stream: TextIO | None = None, clock: Clock | None = None) -> None:
         self._what, self._stream, self._clock = what, stream or sys.stderr, clock or MonotonicClock()
@@ -33,6 +34,15 @@ class LoadProgress:
         self._shown_at = now
         terminal = self._stream.isatty()
         start, end = ("\r", "\n" if finished else "") if terminal else ("", "\n")
-        percent = 100 * done // max(total, 1)
-        text = f"{start}loading {self._what}: {percent:3d} % of {total / 1e9:.2f} GB, {now - self._start:.0f} s{end}"
+        text = f"{start}{self._said(done, total)}, {now - self._start:.0f} s{end}"
         print(text, end="", file=self._stream, flush=True)
+
+    def _said(self, done: int, total: int) -> str:
+        return f"loading {self._what}: {100 * done // max(total, 1):3d} % of {total / 1e9:.2f} GB"
+
+
+class CountProgress(LoadProgress):
+    """Of things, in the same way."""
+
+    def _said(self, done: int, total: int) -> str:
+        return f"{self._what}: {done} of {total}"

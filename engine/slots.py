@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from baton.sampling import SamplingParams
 from engine.attention import Span
 from engine.plan import NewSequence, ScheduledSequence
 from engine.sampler import Draw
+
+IntArray = npt.NDArray[np.int64]
 
 _GREEDY = SamplingParams()
 UNKNOWN = -1
@@ -45,6 +48,21 @@ class Slots:
     def append_token(self, slot: int, token_id: int) -> None:
         self.token_ids[slot, self.num_tokens[slot]] = token_id
         self.num_tokens[slot] += 1
+
+    def append_block_each(self, slots: IntArray, blocks: IntArray) -> None:
+        """A block to each of different slots."""
+        held = self.num_blocks[slots]
+        self.block_tables[slots, held] = blocks
+        self.num_blocks[slots] = held + 1
+
+    def append_unknown_each(self, slots: IntArray, starts: IntArray) -> None:
+        """To each of different slots the token that is drawn behind its last known one, which is at `starts`."""
+        known = self.num_tokens[slots]
+        assert (starts + 1 == known).all(), f"slots {slots} compute {starts} of {known} known tokens and draw"
+        held = self.num_blocks[slots] * self._block_size
+        assert (starts < held).all(), f"slots {slots} compute {starts}, and their blocks hold {held}"
+        self.token_ids[slots, known] = UNKNOWN
+        self.num_tokens[slots] = known + 1
 
     def span(self, scheduled: ScheduledSequence, row: int) -> Span:
         slot, end = scheduled.slot, scheduled.start + scheduled.count

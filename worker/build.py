@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,16 +19,15 @@ from engine.block_pool import BlockPool, Generations
 from engine.engine import Engine
 from engine.kv_cache import KVCache, choose_num_blocks
 from engine.loader import LoadedModel, load_model
+from engine.memory import room as memory_room
 from engine.pacing import Pacer
-from engine.runner import ModelRunner
+from engine.runners import RunnerLimits, activation_bytes, make_runner
 from engine.scheduler import Scheduler, SchedulerLimits
 from engine.swap import SwapPool
 from kvtransfer.memory import HostMemory, PoolMemory
 from worker.device_memory import DeviceMemory
 
 log = logging.getLogger(__name__)
-
-_WARM_UP_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,11 @@ def build(config: WorkerConfig, model: LoadedModel, device: torch.device, metric
         )
     layout = model.kv_layout(config.cache.block_size)
     wanted_len = model.max_model_len(config.model.max_model_len)
-    limits = {"max_num_seqs": config.scheduler.max_num_seqs, "max_model_len": wanted_len}
-    num_blocks = choose_num_blocks(layout, config.cache.kv_blocks, device=device, **limits)
+    limits = RunnerLimits(seqs, tokens, wanted_len, model.eos_token_ids)
+    room = memory_room(device, config.cache.gpu_memory_utilization, activation_bytes(model.decoder, layout, limits))
+    num_blocks = choose_num_blocks(
+        layout, config.cache.kv_blocks, max_num_seqs=seqs, max_model_len=wanted_len, room=room
+    )
     max_model_len = min(wanted_len, num_blocks * layout.block_size)
     if max_model_len < wanted_len:
         log.warning(
@@ -71,21 +73,14 @@ def build(config: WorkerConfig, model: LoadedModel, device: torch.device, metric
         )  # fmt: skip
     num_swap_slots = int(config.cache.swap_space * 2**30) // layout.block_bytes
     cache, memory, generations = _pool(layout, num_blocks, num_swap_slots, device)
-    runner = ModelRunner(
-        model.decoder,
-        cache,
-        max_num_seqs=config.scheduler.max_num_seqs,
-        max_model_len=max_model_len,
-        eos_token_ids=model.eos_token_ids,
-    )
-    runner.warm_up(_WARM_UP_TOKENS)
+    runner = make_runner(model.decoder, cache, replace(limits, max_model_len=max_model_len))
     pool = BlockPool(num_blocks, enable_prefix_caching=config.cache.enable_prefix_caching, generations=generations)
     scheduler = Scheduler(
         pool,
         SchedulerLimits(
             block_size=layout.block_size,
-            max_num_seqs=config.scheduler.max_num_seqs,
-            max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
+            max_num_seqs=seqs,
+            max_num_batched_tokens=tokens,
             max_model_len=max_model_len,
             eos_token_ids=frozenset(model.eos_token_ids),
             model_fingerprint=model.fingerprint,

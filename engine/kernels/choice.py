@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,7 +18,19 @@ from engine.kernels.cpu.sampling import CompiledSampler
 from engine.kernels.reference import ReferenceAttention
 from engine.kernels.torch_elementwise import TorchElementWise
 from engine.kv_cache import KVCache
+from engine.models.spec import ModelSpec
 from engine.sampler import ReferenceSampler, Sampler
+from engine.slots import Slots
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceKernels:
+    """What engine/device_runner.py needs. Triton's types are not imported where there may be no Triton."""
+
+    attention: Any
+    sampler: Any
 
 
 def choose_attention(cache: KVCache, block_tables: BlockTables, windows: Sequence[int | None]) -> Attention:
@@ -39,9 +54,58 @@ def choose_sampler(device: torch.device, eos_token_ids: Sequence[int]) -> Sample
 def choose_elementwise(
     device: torch.device, dtype: torch.dtype, row_sizes: Iterable[int], norm_eps: float
 ) -> ElementWise:
-    """As `choose_attention`. `row_sizes`: how many values the rows of hidden states and of activations have."""
+    """Triton's kernels on a GPU, the compiled one on a CPU, where it can be had; torch's operations otherwise.
+    `row_sizes`: how many values the rows of hidden states and of activations have."""
+    if device.type == "cuda":
+        triton_elementwise = _on_gpu(device, dtype, tuple(row_sizes), norm_eps)
+        return TorchElementWise(norm_eps) if triton_elementwise is None else triton_elementwise
     if device.type == "cpu" and CompiledElementWise.supports(dtype, row_sizes):
         kernel = load_kernel()
         if kernel is not None:
             return CompiledElementWise(kernel, norm_eps)
     return TorchElementWise(norm_eps)
+
+
+def device_kernels(cache: KVCache, slots: Slots, spec: ModelSpec, eos_token_ids: Sequence[int]) -> DeviceKernels | None:
+    """Triton's kernels for a pool on a GPU; None, with a warning, where they can't serve it."""
+    try:
+        from engine.kernels.gpu.attention import TritonAttention
+        from engine.kernels.gpu.sampling import TritonSampler
+        from engine.kernels.gpu.slot_sampler import SlotSampler
+    except ImportError as error:
+        warn_of_torch(cache.device, error)
+        return None
+    dtype = cache.tensor.dtype
+    if not TritonAttention.supports(cache.layout) or not TritonSampler.supports(dtype, spec.vocab_size):
+        warn_of_torch(cache.device, f"no kernels for {cache.layout} and a vocabulary of {spec.vocab_size}")
+        return None
+    return DeviceKernels(
+        TritonAttention(cache, slots.block_tables, spec.num_heads),
+        SlotSampler(eos_token_ids, len(slots.block_tables) + 1, cache.device),
+    )
+
+
+def warn_of_torch(device: torch.device, reason: object) -> None:
+    log.warning("Triton's kernels cannot serve %s (%s): torch's operations do, many times slower", device, reason)
+
+
+def _on_gpu(
+    device: torch.device, dtype: torch.dtype, row_sizes: tuple[int, ...], norm_eps: float
+) -> ElementWise | None:
+    """Tried out, for a kernel that a device can't have is known when it is compiled."""
+    try:
+        from engine.kernels.gpu.elementwise import TritonElementWise
+
+        hidden, inner = row_sizes
+        if not TritonElementWise.supports(dtype, hidden):
+            return None
+        triton_elementwise = TritonElementWise(norm_eps)
+        step = triton_elementwise.step(torch.zeros((1, hidden), dtype=dtype, device=device))
+        step.add_norm(torch.zeros((1, hidden), dtype=dtype, device=device), torch.zeros(hidden, device=device))
+        step.gate(torch.zeros((1, 2 * inner), dtype=dtype, device=device))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of Triton, its compiler or the driver: each has a tree of its own
+        warn_of_torch(device, f"{type(error).__name__}: {error}")
+        return None
+    return triton_elementwise

@@ -16,6 +16,11 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session")
 def loaded(checkpoint: Callable[[str], Path]) -> Callable[[str], LoadedModel]:
     @cache
     def load(family: str) -> LoadedModel:

@@ -25,7 +25,7 @@ class Driver:
     """A runner over a pool whose blocks are all NaN until somebody owns and writes them."""
 
     def __init__(self, model: LoadedModel, *, block_size: int = 4, num_blocks: int = 600, seed: int = 0) -> None:
-        self.cache = KVCache(model.kv_layout(block_size), num_blocks)
+        self.cache = KVCache(model.kv_layout(block_size), num_blocks, model.decoder.device)
         for index in range(num_blocks):
             self.cache.poison(index)
         self.runner: _Runner = ModelRunner(

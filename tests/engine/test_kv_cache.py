@@ -9,6 +9,7 @@ import torch
 from baton.errors import ConfigError
 from baton.layout import KVLayout
 from engine.kv_cache import KVCache, choose_num_blocks
+from engine.memory import room
 from engine.plan import Move, MoveKind
 
 
@@ -60,22 +61,25 @@ def test_swap_slots_take_no_memory_before_they_are_used() -> None:
     cache.move(Move(MoveKind.SWAP_OUT, 0, slots - 1))
 
 
+_ROOM = room(torch.device("cpu"), 0.9, 0)
+
+
 def test_the_pool_is_as_big_as_wanted_or_as_needed() -> None:
-    assert choose_num_blocks(_layout(), 100, max_num_seqs=8, max_model_len=10, device="cpu") == 100
-    assert choose_num_blocks(_layout(), 0, max_num_seqs=8, max_model_len=10, device="cpu") == 24
+    assert choose_num_blocks(_layout(), 100, max_num_seqs=8, max_model_len=10, room=_ROOM) == 100
+    assert choose_num_blocks(_layout(), 0, max_num_seqs=8, max_model_len=10, room=_ROOM) == 24
 
 
 def test_the_pool_leaves_memory_to_others() -> None:
-    blocks = choose_num_blocks(_layout(), 0, max_num_seqs=10**9, max_model_len=10**3, device="cpu")
+    blocks = choose_num_blocks(_layout(), 0, max_num_seqs=10**9, max_model_len=10**3, room=_ROOM)
     assert 250 <= blocks < 10**9
 
 
 def test_more_blocks_than_memory_holds_are_refused_at_once() -> None:
     with pytest.raises(ConfigError, match=r"MiB of memory are left on cpu; give at most --kv-blocks=\d+$"):
-        choose_num_blocks(_layout(), 2**50, max_num_seqs=8, max_model_len=10, device="cpu")
+        choose_num_blocks(_layout(), 2**50, max_num_seqs=8, max_model_len=10, room=_ROOM)
 
 
 def test_a_pool_without_room_for_a_block_is_refused() -> None:
     huge = replace(_layout(), head_dim=2**46)
-    with pytest.raises(ConfigError, match=r"MiB of memory are left on cpu; one KV block takes \d+ bytes"):
-        choose_num_blocks(huge, 0, max_num_seqs=8, max_model_len=10, device="cpu")
+    with pytest.raises(ConfigError, match=r"left for the KV pool on cpu, and one block takes \d+ bytes"):
+        choose_num_blocks(huge, 0, max_num_seqs=8, max_model_len=10, room=_ROOM)
