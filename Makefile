@@ -10,11 +10,11 @@ BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak bench lint proto clean
+.PHONY: help setup demo test test-gpu soak bench lint proto clean
 
 help: ## say what there is
 	@echo "Baton: prefill and decode apart. Targets:"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s%s\n", $$1, $$2 }'
 
 setup: ## make .venv with everything in it, and the `baton` command
 	@python=$$(PYTHON="$(PYTHON)" sh .ci/find-python) && "$$python" .ci/make_venv.py --torch "$(TORCH)"
@@ -26,6 +26,9 @@ demo: setup ## a whole system on this machine, some answers, and who did what
 test: setup ## all tests but the soak
 	@echo "test: pytest"
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-gpu: setup ## on a GPU, all tests that use one where there is one: kernels, models, engine
+	@$(BIN)/python -m tests.gpu $(ARGS)
 
 soak: setup ## the long fault schedules
 	@echo "soak: pytest -m soak"

@@ -16,6 +16,7 @@ __all__ = ["parse", "to_argv"]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 TRANSPORTS = ("auto", "shm", "tcp")
+GPU_MEMORY_UTILIZATION = 0.9
 
 _PORT: dict[str, Any] = {"check": lambda value: 0 <= value <= 65535, "right": "between 0 (pick a free one) and 65535"}
 _POSITIVE_OR_AUTO: dict[str, Any] = {
@@ -41,10 +42,11 @@ class CacheConfig:
     block_size: int = setting(16, "tokens of one KV block", **at_least(1))
     kv_blocks: int = setting(0, "blocks of the KV pool; 0: as many as memory sensibly allows", **_POSITIVE_OR_AUTO)
     gpu_memory_utilization: float = setting(
-        0.9,
-        "part of a GPU's memory that a worker may take: weights, KV pool and steps",
-        check=lambda value: 0 < value <= 1,
-        right="above 0 and at most 1",
+        0.0,
+        f"part of a GPU's memory that a worker may take, for weights, KV and steps; 0: {GPU_MEMORY_UTILIZATION}, which "
+        "`baton up` shares out",
+        check=lambda value: 0 <= value <= 1,
+        right="from 0 to 1",
     )
     swap_space: float = setting(
         1.0, "GiB of host memory for the KV of preempted requests; 0: it is computed again", **at_least(0)

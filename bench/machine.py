@@ -12,20 +12,23 @@ from bench.roofline import Peaks
 from engine.models.linear import make_linear
 
 _READ_BYTES = 512 << 20  # far beyond any cache
-_GEMM_SIZE = 2048
+_GEMM_SIZES = {"cpu": 2048, "cuda": 8192}
+_GPU_READ_BYTES = 4 << 30
 _LEAST_SECONDS = 0.3
 _GROUPS = 3
 
 
 @torch.inference_mode()
-def measure(dtype: torch.dtype, device: torch.device, *, read_bytes: int = _READ_BYTES) -> Peaks:
+def measure(dtype: torch.dtype, device: torch.device, *, read_bytes: int = 0) -> Peaks:
     """The best of some tries: a peak, not a habit."""
+    read_bytes = read_bytes or (_READ_BYTES if device.type == "cpu" else _GPU_READ_BYTES)
+    size = _GEMM_SIZES[device.type]
     reads = max(_read_matrix(dtype, device, read_bytes), _read_floats(device, read_bytes))
-    x = torch.randn(_GEMM_SIZE, _GEMM_SIZE, device=device).to(dtype)
-    weight = torch.randn(_GEMM_SIZE, _GEMM_SIZE, device=device).to(dtype)
+    x = torch.randn(size, size, device=device).to(dtype)
+    weight = torch.randn(size, size, device=device).to(dtype)
     linear = make_linear(weight)
     seconds = min(_best(lambda: F.linear(x, weight), device), _best(lambda: linear(x), device))
-    return Peaks(read_bytes_per_second=reads, flops_per_second=2 * _GEMM_SIZE**3 / seconds)
+    return Peaks(read_bytes_per_second=reads, flops_per_second=2 * size**3 / seconds)
 
 
 def _read_matrix(dtype: torch.dtype, device: torch.device, num_bytes: int) -> float:

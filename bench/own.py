@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,16 +19,19 @@ from baton.metrics import EngineMetrics, Metrics
 from baton.sampling import SamplingParams
 from bench.machine import synchronize
 from bench.workloads import Job, fixed
+from engine.device_runner import DeviceRunner
 from engine.loader import LoadedModel
 from engine.messages import AddRequest, Commit, Ended, EndReason, Event, Load, Reserved, Task, Tokens
 from engine.thread import EngineThread
 from kvtransfer.memory import PoolMemory
 from worker.build import build
+from worker.device_memory import DeviceMemory
 
 _RANDOM_BLOCKS = 32
 _UNTIMED_STEPS = 3
 """The first ones of a batch: it may still be filling up, and what they wait for is not yet planned ahead."""
 _SECONDS = 3600.0
+_REPEATS = 15
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,13 @@ class Steps:
     wall: tuple[float, ...]
     """From what one step drew to what the next one drew."""
     forward: float
-    """Of all of them together, within the model: embedding to logits."""
+    """Of all of them together, within the model: embedding to logits. On a GPU what it takes for the last of them by
+    itself, draw and all, so many times."""
 
     @property
     def gap(self) -> float:
-        """Share of the wall time outside the forward: planning, preparing, drawing, taking in."""
+        """Share of the wall time outside the forward: planning, preparing, drawing, taking in. On a GPU that in which
+        it waits for these."""
         return 1 - self.forward / sum(self.wall)
 
 
@@ -66,12 +72,15 @@ class OwnEngine:
     def __init__(self, config: WorkerConfig, loaded: LoadedModel, device: torch.device) -> None:
         """`loaded` may be shared with another engine that does not run at the same time."""
         self._config, self._loaded, self._device = config, loaded, device
-        self._forward = _clock_forward(loaded, device)
+        self._forward = _clock_forward(loaded, device) if device.type == "cpu" else _Stopwatch()
         built = build(config, loaded, device, EngineMetrics(Metrics(), "bench"))
+        self._runner = built.engine.runner
         self._told: SimpleQueue[_Told | BaseException] = SimpleQueue()
         self._thread = EngineThread(built.engine, self._on_events, self._told.put)
         self._thread.start()
         self._memory = built.memory
+        if isinstance(self._memory, DeviceMemory):
+            self._memory.cache.tensor.normal_()
         self.vocab_size = built.vocab_size
         self.max_model_len = built.max_model_len
         self._num_blocks = built.engine.load().blocks.total
@@ -112,16 +121,22 @@ class OwnEngine:
         reserved: list[Reserved] = []
         while len(reserved) < batch:
             reserved += [event for event in self._next().events if isinstance(event, Reserved)]
-        noise = _noise(self._memory, self._loaded.dtype)
-        for number, block in enumerate(ref for event in reserved for ref in event.blocks):
-            self._memory.write(block.index, noise[number % len(noise)])
+        if not isinstance(self._memory, DeviceMemory):  # which is all noise already
+            noise = _noise(self._memory, self._loaded.dtype)
+            for number, block in enumerate(ref for event in reserved for ref in event.blocks):
+                self._memory.write(block.index, noise[number % len(noise)])
         for request in ids:
             self._thread.send(Commit(request, jobs[0].prompt[0]))
         full = [each for each in self._until_ended(batch) if each.num_tokens == batch][_UNTIMED_STEPS:]
         if len(full) < 2:
             raise InternalError(f"no two steps had the whole batch of {batch}")
         walls = tuple(after.at - before.at for before, after in pairwise(full))
+        if isinstance(self._runner, DeviceRunner):
+            return Steps(walls, len(walls) * _repeated_seconds(self._runner, batch))
         return Steps(walls, full[-1].forward - full[0].forward)
+
+    def stop(self) -> None:
+        self._thread.stop()
 
     def _on_events(self, events: list[Event], load: Load) -> None:
         self._told.put(_Told(time.perf_counter(), self._forward.seconds, events))
@@ -170,6 +185,19 @@ def _noise(memory: PoolMemory, dtype: str) -> list[memoryview]:
     itemsize = getattr(torch, dtype).itemsize
     blocks = torch.randn(_RANDOM_BLOCKS, memory.block_bytes // itemsize).to(getattr(torch, dtype))
     return [memoryview(block.view(torch.uint8).numpy()) for block in blocks]
+
+
+def _repeated_seconds(runner: DeviceRunner[Any], batch: int) -> float:
+    """Of a decode step, when nothing is to be waited for."""
+    times: list[float] = []
+    for _ in range(_REPEATS):
+        begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begun.record()
+        runner.repeat_decode(batch)
+        done.record()
+        done.synchronize()
+        times.append(float(begun.elapsed_time(done)) / 1000)
+    return statistics.median(times)
 
 
 class _Stopwatch:

@@ -59,17 +59,9 @@ class KVCache:
         """Fills a block with NaN, so that a test sees whoever reads it."""
         self.tensor[index].fill_(float("nan"))
 
-    def read_block(self, index: int, into: memoryview) -> None:
-        """Copies block `index` to host memory of `layout.block_bytes` bytes. Waits for the device."""
-        host = torch.frombuffer(into, dtype=torch.uint8)
-        host.copy_(self._bytes(index))
-
-    def write_block(self, index: int, data: memoryview | bytearray) -> None:
-        """Fills block `index` from `layout.block_bytes` bytes of host memory. Waits for the device."""
-        self._bytes(index).copy_(torch.frombuffer(data, dtype=torch.uint8))
-
-    def _bytes(self, index: int) -> Tensor:
-        return self.tensor[index].view(-1).view(torch.uint8)
+    def bytes_of(self, index: int, count: int = 1) -> Tensor:
+        """Those of neighbouring blocks, `[count * layout.block_bytes]` uint8: a view."""
+        return self.tensor[index : index + count].view(-1).view(torch.uint8)
 
 
 def _swap_space(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

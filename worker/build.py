@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from baton.config import WorkerConfig
+from baton.config import GPU_MEMORY_UTILIZATION, WorkerConfig
 from baton.errors import ConfigError
 from baton.layout import KVLayout
 from baton.metrics import EngineMetrics
@@ -61,7 +61,8 @@ def build(config: WorkerConfig, model: LoadedModel, device: torch.device, metric
     layout = model.kv_layout(config.cache.block_size)
     wanted_len = model.max_model_len(config.model.max_model_len)
     limits = RunnerLimits(seqs, tokens, wanted_len, model.eos_token_ids)
-    room = memory_room(device, config.cache.gpu_memory_utilization, activation_bytes(model.decoder, layout, limits))
+    utilization = config.cache.gpu_memory_utilization or GPU_MEMORY_UTILIZATION
+    room = memory_room(device, utilization, activation_bytes(model.decoder, layout, limits))
     num_blocks = choose_num_blocks(
         layout, config.cache.kv_blocks, max_num_seqs=seqs, max_model_len=wanted_len, room=room
     )

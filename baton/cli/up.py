@@ -18,7 +18,15 @@ from urllib.parse import urlsplit
 from baton import model_in_the_box
 from baton.cli.supervisor import Part, Supervisor
 from baton.client import Client
-from baton.config import DecodeConfig, RouterConfig, UpConfig, WorkerConfig, parse, to_argv
+from baton.config import (
+    GPU_MEMORY_UTILIZATION,
+    DecodeConfig,
+    RouterConfig,
+    UpConfig,
+    WorkerConfig,
+    parse,
+    to_argv,
+)
 from baton.errors import BatonError, ConfigError
 from baton.v1 import inference_pb2
 
@@ -126,9 +134,10 @@ def worker_parts(config: UpConfig, counts: Counts, *, embedded: bool) -> list[Pa
     # A Redis of our own has no other workers; in a shared one names must not meet.
     suffix = "" if embedded else f"-{os.getpid()}"
     threads = config.model.threads or max(1, (os.cpu_count() or 1) // counts.total)
+    utilization = config.cache.gpu_memory_utilization or GPU_MEMORY_UTILIZATION / counts.total
     settings: dict[str, Any] = {
         "model": dataclasses.replace(config.model, threads=threads),
-        "cache": config.cache,
+        "cache": dataclasses.replace(config.cache, gpu_memory_utilization=utilization),
         "scheduler": config.scheduler,
         "transfer": config.transfer,
         "discovery": config.discovery,

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine.loader import LoadedModel, load_model
+from tests.engine.driver import DEVICE
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,13 +18,13 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return DEVICE
 
 
 @pytest.fixture(scope="session")
 def loaded(checkpoint: Callable[[str], Path]) -> Callable[[str], LoadedModel]:
     @cache
     def load(family: str) -> LoadedModel:
-        return load_model(str(checkpoint(family)))
+        return load_model(str(checkpoint(family)), device=DEVICE)
 
     return load

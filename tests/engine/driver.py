@@ -1,24 +1,53 @@
-"""Drives a ModelRunner as a scheduler would, but at random: chunks, block tables, order and company are a seed's."""
+"""Drives a runner, that of the machine's device, as a scheduler would, but at random: chunks, block tables, order and
+company are a seed's."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
+
+import torch
 
 from baton.ids import BlockIndex
 from baton.sampling import SamplingParams
+from engine.attention import Attention, BlockTables
+from engine.kernels.choice import choose_attention
 from engine.kv_cache import KVCache
 from engine.loader import LoadedModel
 from engine.plan import NewSequence, ScheduledSequence, StepPlan, StepResult
 from engine.runner import ModelRunner
+from engine.runners import RunnerLimits, make_runner
 
 MAX_NUM_SEQS = 16
 MAX_MODEL_LEN = 320
 
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def attention_over(model: LoadedModel, cache: KVCache, block_tables: BlockTables) -> Attention:
+    """By the kernels of the machine's device."""
+    if cache.device.type != "cuda":
+        return choose_attention(cache, block_tables, model.spec.windows)
+    from engine.kernels.gpu.attention import TritonAttention
+
+    return TritonAttention(cache, block_tables, model.spec.num_heads)
+
+
 class _Runner(Protocol):
     def run(self, plan: StepPlan) -> StepResult: ...
+
+
+class Waiting:
+    """Waits for each step of a runner that is behind its host."""
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+
+    def run(self, plan: StepPlan) -> StepResult:
+        result: StepResult = self._runner.run(plan).wait()
+        return result
 
 
 class Driver:
@@ -28,13 +57,10 @@ class Driver:
         self.cache = KVCache(model.kv_layout(block_size), num_blocks, model.decoder.device)
         for index in range(num_blocks):
             self.cache.poison(index)
-        self.runner: _Runner = ModelRunner(
-            model.decoder,
-            self.cache,
-            max_num_seqs=MAX_NUM_SEQS,
-            max_model_len=MAX_MODEL_LEN,
-            eos_token_ids=model.eos_token_ids,
-        )
+        limits = RunnerLimits(MAX_NUM_SEQS, MAX_NUM_SEQS * MAX_MODEL_LEN, MAX_MODEL_LEN, model.eos_token_ids)
+        runner = make_runner(model.decoder, self.cache, limits)
+        self.runner: _Runner = runner if isinstance(runner, ModelRunner) else Waiting(runner)
+        self.cache.poison(0)  # warming up writes there
         self._rng = random.Random(seed)
         self._free = [BlockIndex(index) for index in range(num_blocks)]
         self._rng.shuffle(self._free)

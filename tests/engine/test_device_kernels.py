@@ -19,11 +19,10 @@ from engine.elementwise import ElementWise
 from engine.kernels import choice
 from engine.kernels.gpu.elementwise import TritonElementWise
 from engine.loader import LoadedModel, load_model
-from engine.plan import StepPlan, StepResult
 from engine.sampler import ReferenceSampler
 from engine.slots import Slots
 from tests.checkpoints import FAMILIES, build_model, greedy
-from tests.engine.driver import MAX_MODEL_LEN, Driver
+from tests.engine.driver import MAX_MODEL_LEN, Driver, Waiting
 from tests.engine.fake_device import FakeDevice
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy, in the interpreter
@@ -45,14 +44,6 @@ class _Call:
     def replay(self) -> None:
         self._device.replays += 1
         self._body()
-
-
-class _Waiting:
-    def __init__(self, runner: DeviceRunner) -> None:
-        self._runner = runner
-
-    def run(self, plan: StepPlan) -> StepResult:
-        return self._runner.run(plan).wait()
 
 
 @pytest.fixture
@@ -81,7 +72,7 @@ def _driver(model: LoadedModel, seed: int, *, record: bool = True) -> Driver:
         list(runner.record() if _ON_GPU else _few(runner))
     for index in range(driver.cache.num_blocks):
         driver.cache.poison(index)
-    driver.runner = _Waiting(runner)
+    driver.runner = Waiting(runner)
     return driver
 
 
@@ -99,7 +90,9 @@ def test_tokens_equal_transformers_in_mixed_batches(family: str, loaded: Callabl
     assert _driver(model, seed=3).generate(prompts, 6, preempt=True) == expected
 
 
-def test_draws_are_the_reference_samplers(loaded: Callable[[str], LoadedModel]) -> None:
+def test_draws_are_the_reference_samplers(
+    loaded: Callable[[str], LoadedModel], checkpoint: Callable[[str], Path]
+) -> None:
     """With every parameter, in a batch, by graphs and without; the reference draws alone."""
     model = loaded("llama")
     sampling = [
@@ -109,7 +102,7 @@ def test_draws_are_the_reference_samplers(loaded: Callable[[str], LoadedModel]) 
         SamplingParams(),
     ]
     prompts = [[3 + i, 9, 40 + i] for i in range(4)]
-    reference = Driver(model, seed=1, num_blocks=240)
+    reference = Driver(load_model(str(checkpoint("llama"))), seed=1, num_blocks=240)
     reference.runner._sampler = ReferenceSampler(model.eos_token_ids)
     expected = reference.generate(prompts, 5, sampling)
     assert _driver(model, seed=2).generate(prompts, 5, sampling) == expected

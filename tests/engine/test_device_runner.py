@@ -13,10 +13,10 @@ from engine.device_runner import DeviceRunner, PendingStep
 from engine.kernels import choice
 from engine.kv_cache import KVCache
 from engine.loader import LoadedModel, load_model
-from engine.plan import Move, MoveKind, NewSequence, ScheduledSequence, StepPlan, StepResult
+from engine.plan import Move, MoveKind, NewSequence, ScheduledSequence, StepPlan
 from engine.slots import Slots
 from tests.checkpoints import FAMILIES, build_model, greedy
-from tests.engine.driver import MAX_MODEL_LEN, MAX_NUM_SEQS, Driver
+from tests.engine.driver import MAX_MODEL_LEN, MAX_NUM_SEQS, Driver, Waiting
 from tests.engine.fake_device import FakeAttention, FakeDevice, FakeSampler
 
 BLOCK_SIZE = 4
@@ -51,16 +51,6 @@ def _new(slot: int, tokens: list[int], blocks: tuple[BlockIndex, ...]) -> NewSeq
     return NewSequence(slot, tuple(tokens), len(tokens), blocks, SamplingParams())
 
 
-class _Waiting:
-    """Runs a plan and waits for it: what a driver of the other runner expects."""
-
-    def __init__(self, runner: DeviceRunner) -> None:
-        self._runner = runner
-
-    def run(self, plan: StepPlan) -> StepResult:
-        return self._runner.run(plan).wait()
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("record", [True, False])
 def test_tokens_equal_transformers_in_mixed_batches(
@@ -71,7 +61,7 @@ def test_tokens_equal_transformers_in_mixed_batches(
     runner, device = _runner(model, driver.cache, MAX_NUM_SEQS, MAX_MODEL_LEN, record)
     for index in range(driver.cache.num_blocks):
         driver.cache.poison(index)
-    driver.runner = _Waiting(runner)
+    driver.runner = Waiting(runner)
     prompts = [[(7 * i + 3 * j) % 300 for j in range(5 + 9 * i)] for i in range(6)]
     expected = [greedy(oracle, prompt, 14) for prompt in prompts]
     assert driver.generate(prompts, 14, preempt=True) == expected

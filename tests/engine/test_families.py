@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from engine.attention import Span
-from engine.kernels.choice import choose_attention
 from engine.kv_cache import KVCache
 from engine.loader import LoadedModel, load_model
 from tests.checkpoints import FAMILIES, VOCAB_SIZE, build_checkpoint, build_model, edit_json, greedy
-from tests.engine.driver import Driver
+from tests.engine.driver import DEVICE, Driver, attention_over
 
 
 def _prompts(count: int, longest: int, seed: int = 0) -> list[list[int]]:
@@ -26,11 +25,12 @@ def _prompts(count: int, longest: int, seed: int = 0) -> list[list[int]]:
 
 @torch.inference_mode()
 def _logits(model: LoadedModel, prompt: list[int]) -> torch.Tensor:
-    cache = KVCache(model.kv_layout(16), -(-len(prompt) // 16))
+    device = model.decoder.device
+    cache = KVCache(model.kv_layout(16), -(-len(prompt) // 16), device)
     block_tables = torch.arange(cache.num_blocks, dtype=torch.int32)[None].numpy()
-    batch = choose_attention(cache, block_tables, model.spec.windows).batch([Span(0, 0, len(prompt), slot=0)])
-    hidden = model.decoder.forward(torch.tensor(prompt), torch.arange(len(prompt)), batch)
-    return model.decoder.logits(hidden)
+    batch = attention_over(model, cache, block_tables).batch([Span(0, 0, len(prompt), slot=0)])
+    hidden = model.decoder.forward(torch.tensor(prompt, device=device), torch.arange(len(prompt), device=device), batch)
+    return model.decoder.logits(hidden).cpu()
 
 
 @torch.inference_mode()
@@ -69,7 +69,7 @@ def test_greedy_tokens_equal_transformers_in_mixed_batches(family: str, loaded: 
     ],
 )
 def test_variants_of_a_family_equal_transformers(family: str, overrides: dict[str, Any], tmp_path: Path) -> None:
-    model = load_model(str(build_checkpoint(family, tmp_path, tokenizer=False, **overrides)))
+    model = load_model(str(build_checkpoint(family, tmp_path, tokenizer=False, **overrides)), device=DEVICE)
     oracle, prompts = build_model(family, **overrides), _prompts(3, 80, seed=3)
     assert Driver(model).generate(prompts, 6) == [greedy(oracle, prompt, 6) for prompt in prompts]
 
@@ -80,7 +80,7 @@ def test_the_sliding_window_of_the_test_checkpoints_matters(
 ) -> None:
     """Were the window ignored, the tests above would notice."""
     windowless = {"sliding_window": None} if family == "mistral" else {"use_sliding_window": False}
-    wide = load_model(str(build_checkpoint(family, tmp_path, tokenizer=False, **windowless)))
+    wide = load_model(str(build_checkpoint(family, tmp_path, tokenizer=False, **windowless)), device=DEVICE)
     assert None not in loaded(family).spec.windows[1:]
     prompt = list(range(60))
     assert not torch.allclose(_logits(loaded(family), prompt)[-1], _logits(wide, prompt)[-1], atol=1e-2)
@@ -114,7 +114,7 @@ def test_rope_settings_of_older_configs_mean_the_same(checkpoint: Callable[[str]
 def test_16_bit_weights_give_the_logits_of_transformers_up_to_rounding(
     family: str, dtype: torch.dtype, tolerance: float, tmp_path: Path
 ) -> None:
-    model = load_model(str(build_checkpoint(family, tmp_path, dtype=dtype, tokenizer=False)))
+    model = load_model(str(build_checkpoint(family, tmp_path, dtype=dtype, tokenizer=False)), device=DEVICE)
     prompt = list(range(50))
     oracle = _oracle_logits(build_model(family).to(dtype=dtype).to(dtype=torch.float32), prompt)
     error = (_logits(model, prompt) - oracle).abs().mean() / oracle.abs().mean()

@@ -35,11 +35,11 @@ def test_a_pool_over_a_buffer_is_that_memory(dtype: str) -> None:
 def test_blocks_travel_as_bytes() -> None:
     source, destination = KVCache(_layout(), 3), KVCache(_layout(), 3)
     source.tensor.normal_()
-    data = bytearray(_layout().block_bytes)
-    source.read_block(1, memoryview(data))
-    destination.write_block(2, data)
-    assert torch.equal(destination.tensor[2], source.tensor[1])
-    assert destination.tensor[:2].eq(0).all()
+    data = bytes(source.bytes_of(0, 2).numpy())
+    assert len(data) == 2 * _layout().block_bytes
+    destination.bytes_of(1, 2).copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    assert torch.equal(destination.tensor[1:], source.tensor[:2])
+    assert destination.tensor[0].eq(0).all()
 
 
 def test_poison_fills_one_block() -> None:

@@ -20,7 +20,7 @@ BLOCK_SIZE = 4
 
 
 def _runner(model: LoadedModel, num_blocks: int = 8, max_model_len: int = 24) -> tuple[ModelRunner, KVCache]:
-    cache = KVCache(model.kv_layout(BLOCK_SIZE), num_blocks)
+    cache = KVCache(model.kv_layout(BLOCK_SIZE), num_blocks, model.decoder.device)
     return ModelRunner(model.decoder, cache, max_num_seqs=2, max_model_len=max_model_len), cache
 
 
@@ -82,7 +82,7 @@ def test_blocks_filled_by_another_runner_serve_as_well(loaded: Callable[[str], L
 def test_swapped_blocks_serve_as_well_wherever_they_come_back(loaded: Callable[[str], LoadedModel]) -> None:
     prompt = [3, 1, 4, 1, 5, 9, 2, 6, 5]
     model = loaded("qwen2")
-    cache = KVCache(model.kv_layout(BLOCK_SIZE), 8, num_swap_slots=4)
+    cache = KVCache(model.kv_layout(BLOCK_SIZE), 8, model.decoder.device, num_swap_slots=4)
     runner = ModelRunner(model.decoder, cache, max_num_seqs=2, max_model_len=24)
     tokens = list(
         runner.run(StepPlan((_new(0, prompt, _blocks(6, 1, 4)),), (ScheduledSequence(0, 0, 9, (), True),))).token_ids
