@@ -104,6 +104,18 @@ class WorkerConfig:
 
 
 @dataclass(frozen=True)
+class WarmupConfig:
+    """`baton warmup`: with the flags of the workers whose start it spares compiling."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    gpu: str = setting("", "as CUDA calls it, such as 'NVIDIA H200'; without it, this machine's")
+    compute_capability: int = setting(0, "of the GPU, such as 90; 0: what is known of --gpu", **_POSITIVE_OR_AUTO)
+
+
+@dataclass(frozen=True)
 class DecodeConfig(WorkerConfig):
     unified: bool = setting(False, "be offered whole prompts, too")
 

@@ -108,6 +108,21 @@ def load_model(
     )
 
 
+def read_spec(model: str, dtype: str = "auto") -> tuple[ModelSpec, str, tuple[int, ...]]:
+    """What a checkpoint's weights would be, the dtype that they would run in, and what ends an answer, without reading
+    them. Raises CheckpointError, ConfigError."""
+    directory = model_directory(model, ("*.json",))
+    raw = read_json(directory / CONFIG)
+    try:
+        config, spec = _interpret(raw, dtype)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory / CONFIG}: {error.message}") from error
+    named = _named_dtype(raw) if dtype == "auto" else dtype
+    if named is None:
+        raise ConfigError(f"{directory / CONFIG} names no dtype; give --dtype", param="dtype")
+    return spec, _DTYPE_NAMES[_choose_dtype(named, raw, torch.float32)], _eos_token_ids(directory, config)
+
+
 def _check_room(weights: int, device: torch.device, dtype: str) -> None:
     room = memory.available(device)
     if weights > room:

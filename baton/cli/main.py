@@ -56,6 +56,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "router": ("run the router", _part("router")),
     "prefill": ("run a prefill worker", _part("prefill_worker")),
     "decode": ("run a decode worker", _part("decode_worker")),
+    "warmup": ("compile a model's GPU kernels ahead of time, as for an image", _part("worker.warmup")),
     "bench": ("measure the engine, or servers under load", _bench),
 }
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.attention import AttentionBatch, HeadNorms, Rotary
-from engine.elementwise import ElementWiseStep
+from engine.elementwise import ElementWise, ElementWiseStep
 from engine.kernels.choice import choose_elementwise
 from engine.models.linear import Embedding, GatedLinear, Linear, make_embedding, make_gated, make_linear
 from engine.models.rope import inverse_frequencies, rotary
@@ -38,15 +38,16 @@ class _Layer:
 
 
 class Decoder:
-    def __init__(self, spec: ModelSpec, take: TakeTensor) -> None:
-        """Builds the weights from `take`, each tensor taken once."""
+    def __init__(self, spec: ModelSpec, take: TakeTensor, elementwise: ElementWise | None = None) -> None:
+        """Builds the weights from `take`, each tensor taken once. Without `elementwise`, what is best on their
+        device."""
         self.spec = spec
         self._embedding, self._head = _take_ends(spec, take)
         self._layers = [_take_layer(spec, layer, take) for layer in range(spec.num_layers)]
         self._final_norm = take(FINAL_NORM)
         self._frequencies = inverse_frequencies(spec.rope, spec.head_dim).to(self.device)
         row_sizes = (spec.hidden_size, spec.intermediate_size)
-        self._elementwise = choose_elementwise(self.device, self.dtype, row_sizes, spec.norm_eps)
+        self._elementwise = elementwise or choose_elementwise(self.device, self.dtype, row_sizes, spec.norm_eps)
 
     @property
     def device(self) -> torch.device:

@@ -4,6 +4,8 @@ are told of the pool."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +35,28 @@ class Launch:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
     def run(self) -> None:
-        if 0 not in self.grid:
+        if _instead is not None:
+            _instead(self)
+        elif 0 not in self.grid:
             self.kernel[self.grid](**self.arguments, **self.options)
+
+    def compile(self) -> Any:
+        """For the device that Triton's driver says; what has been compiled."""
+        return self.kernel.run(grid=self.grid, warmup=True, **self.arguments, **self.options)
+
+
+_instead: Callable[[Launch], None] | None = None
+
+
+@contextmanager
+def instead_of_running(handle: Callable[[Launch], None]) -> Iterator[None]:
+    """Launches of this process are handed to `handle` meanwhile, and not run."""
+    global _instead
+    before, _instead = _instead, handle
+    try:
+        yield
+    finally:
+        _instead = before
 
 
 def paged(pool: Tensor, layer: int, block_tables: Tensor) -> Arguments:
