@@ -6,7 +6,7 @@ import argparse
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -40,6 +40,11 @@ def main() -> int:
         flush=True,
     )
     figures: list[Figure] = []
+    circumstances = results.circumstances() | {
+        "gpu": name,
+        "machine_peaks": asdict(peaks) | {"copy_bytes_per_second": copies},
+        "triton": triton.__version__,
+    }
 
     def take(what: str, found: Iterable[Figure]) -> None:
         for figure in found:
@@ -62,40 +67,30 @@ def main() -> int:
         take("kernels", kernels.moves(copies))
     _free()
     for shape in asked.shapes:
-        take(shape, _of_shape(shape, asked.parts, peaks, device, asked.rounds))
+        found = _of_shape(shape, asked.parts, peaks, device, asked.rounds)
+        take(shape, (replace(figure, measure=f"{shape}: {figure.measure}") for figure in found))
         _free()
     print(report(figures))
     if asked.out:
-        content = results.circumstances() | {
-            "gpu": name,
-            "machine_peaks": asdict(peaks) | {"copy_bytes_per_second": copies},
-            "triton": triton.__version__,
-        }
-        for path in results.write(Path(asked.out), "gpu", content, figures):
+        for path in results.write(Path(asked.out), "gpu", circumstances, figures):
             print(f"written: {path}", file=sys.stderr)
     return 0
 
 
-def _of_shape(shape: str, parts: Iterable[str], peaks: Peaks, device: torch.device, rounds: int) -> Iterable[Figure]:
+def _of_shape(shape: str, parts: Collection[str], peaks: Peaks, device: torch.device, rounds: int) -> Iterator[Figure]:
     spec, work = SHAPES[shape], Work(SHAPES[shape], _ITEMSIZE)
-    found: list[Figure] = []
     if "steps" in parts or "requests" in parts:
         own = engine(random_model(shape, device), device)
-        try:
-            if "steps" in parts:
-                found += [
-                    *steps.decode_figures(own, peaks, work, rounds),
-                    steps.prefill_figure(own, peaks, work, rounds),
-                ]
-            if "requests" in parts:
-                found.append(steps.requests_figure(own, peaks, work, rounds))
-        finally:
-            own.stop()
+        if "steps" in parts:
+            yield from steps.decode_figures(own, peaks, work, rounds)
+            yield steps.prefill_figure(own, peaks, work, rounds)
+        if "requests" in parts:
+            yield steps.requests_figure(own, peaks, work, rounds)
+        own.stop()
         del own
         _free()
     if "transformers" in parts:
-        found += transformers_side.figures(spec)
-    return [replace(figure, measure=f"{shape}: {figure.measure}") for figure in found]
+        yield from transformers_side.figures(spec)
 
 
 def _free() -> None:
