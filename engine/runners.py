@@ -16,7 +16,8 @@ from baton.layout import KVLayout
 from baton.model_files import in_one_line
 from engine.device import Cuda
 from engine.device_runner import DeviceRunner
-from engine.kernels.choice import device_kernels, warn_of_torch
+from engine.kernels.choice import device_kernels
+from engine.kernels.fallback import warn_of_torch
 from engine.kv_cache import KVCache
 from engine.models.decoder import Decoder
 from engine.progress import CountProgress, Progress
@@ -98,7 +99,7 @@ def _device_runner(model: Decoder, cache: KVCache, limits: RunnerLimits) -> Devi
     except ConfigError:
         raise
     except Exception as error:  # of Triton, its compiler or the driver: each has a tree of its own
-        warn_of_torch(cache.device, f"{type(error).__name__}: {in_one_line(error)}")
+        warn_of_torch(cache.device, error)
         return None
     return runner
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +14,13 @@ from engine.kernels.cpu.attention import CompiledAttention
 from engine.kernels.cpu.elementwise import CompiledElementWise
 from engine.kernels.cpu.library import load_kernel
 from engine.kernels.cpu.sampling import CompiledSampler
+from engine.kernels.fallback import warn_of_torch
 from engine.kernels.reference import ReferenceAttention
 from engine.kernels.torch_elementwise import TorchElementWise
 from engine.kv_cache import KVCache
 from engine.models.spec import ModelSpec
 from engine.sampler import ReferenceSampler, Sampler
 from engine.slots import Slots
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +83,6 @@ def device_kernels(cache: KVCache, slots: Slots, spec: ModelSpec, eos_token_ids:
     )
 
 
-def warn_of_torch(device: torch.device, reason: object) -> None:
-    log.warning("Triton's kernels cannot serve %s (%s): torch's operations do, many times slower", device, reason)
-
-
 def _on_gpu(
     device: torch.device, dtype: torch.dtype, row_sizes: tuple[int, ...], norm_eps: float
 ) -> ElementWise | None:
@@ -106,6 +100,6 @@ def _on_gpu(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of Triton, its compiler or the driver: each has a tree of its own
-        warn_of_torch(device, f"{type(error).__name__}: {error}")
+        warn_of_torch(device, error)
         return None
     return triton_elementwise

@@ -1,11 +1,11 @@
-"""Matrix products with weights: the plain one, and two with weights packed at load. Our own is for processors with AMX
-and for those without 16-bit arithmetic, oneDNN's for those between.
+"""Matrix products with weights: the plain one, Triton's for few rows on a GPU, and two with weights packed at load. Our
+own is for processors with AMX and for those without 16-bit arithmetic, oneDNN's for those between.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Protocol
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from engine.elementwise import ElementWiseStep
 from engine.kernels.cpu.library import Isa, Kernel, load_kernel
 from engine.kernels.cpu.linear import PanelLinear
+from engine.kernels.fallback import warn_of_torch
 
 Embedding = Callable[[Tensor], Tensor]
 """`[num_tokens]` token ids to their rows `[num_tokens, hidden_size]`."""
@@ -54,6 +55,9 @@ def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
 
     Packing is for 16-bit dtypes on a CPU: float32 stays with the products whose rounding the exactness tests compare.
     """
+    if weight.device.type != "cpu":
+        triton_linear = _triton_linear(weight)
+        return DenseLinear(weight, bias) if triton_linear is None else triton_linear(weight, bias)
     kernel = _panel_kernel(weight)
     if kernel is not None:
         return PanelLinear(kernel, weight, bias)
@@ -102,6 +106,31 @@ def make_embedding(weight: Tensor, tied: Linear | None) -> Embedding:
 
 def _rows(weight: Tensor, token_ids: Tensor) -> Tensor:
     return F.embedding(token_ids, weight)
+
+
+def _triton_linear(weight: Tensor) -> Callable[[Tensor, Tensor | None], Linear] | None:
+    """Where Triton compiles it for the weight's device; on none, to see what there is to compile."""
+    try:
+        from engine.kernels.gpu.linear import TritonLinear
+    except ImportError:
+        return None
+    works = TritonLinear.supports(weight) and (weight.device.type == "meta" or _tried(weight.device, weight.dtype))
+    return TritonLinear if works else None
+
+
+@cache
+def _tried(device: torch.device, dtype: torch.dtype) -> bool:
+    from engine.kernels.gpu.linear import TritonLinear
+
+    weight = torch.zeros((64, 4096), dtype=dtype, device=device)
+    try:
+        TritonLinear(weight, None)(weight[:1])
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of Triton, its compiler or the driver: each has a tree of its own
+        warn_of_torch(device, error)
+        return False
+    return True
 
 
 def _panel_kernel(weight: Tensor) -> Kernel | None:

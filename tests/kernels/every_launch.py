@@ -27,6 +27,7 @@ from engine.kernels.gpu.blocks import gather_blocks, scatter_blocks
 from engine.kernels.gpu.counting import count_tokens
 from engine.kernels.gpu.elementwise import TritonElementWise
 from engine.kernels.gpu.launch import Launch
+from engine.kernels.gpu.linear import TritonLinear
 from engine.kernels.gpu.rotary_write import rotary_write, write
 from engine.kernels.gpu.sampling import sample_on_device
 from engine.kernels.gpu.sampling_table import SamplingTensors
@@ -34,6 +35,7 @@ from engine.kernels.gpu.sampling_table import SamplingTensors
 DTYPE = torch.bfloat16
 HEAD_DIMS = (64, 128, 256)
 HIDDEN_SIZES, INTERMEDIATE_SIZE = (896, 4096, 16_384), 14_336
+LINEARS = ((4096, 4096), (28_672, 4096), (900, 4864))
 VOCAB_SIZES = (1000, 262_144)
 BLOCK_BYTES = 2 << 20
 
@@ -85,7 +87,7 @@ def of_the_others() -> Iterator[Launch]:
     found: list[Launch] = []
     with mock.patch.object(Launch, "run", lambda launch: found.append(launch)):
         _launch_others()
-    yield from {f"{signature_of(launch)} {launch.options}": launch for launch in found}.values()
+    yield from {f"{signature_of(launch, 80)} {launch.options(80)}": launch for launch in found}.values()
 
 
 def _launch_others() -> None:
@@ -95,6 +97,9 @@ def _launch_others() -> None:
         step.add_norm(None, rows[0])
         step.add_norm(rows, rows[0])
     step.gate(torch.zeros(2, 2 * INTERMEDIATE_SIZE, dtype=DTYPE))
+    for features, depth in LINEARS:
+        linear = TritonLinear(torch.zeros(features, depth, dtype=DTYPE), torch.zeros(features, dtype=DTYPE))
+        linear(torch.zeros(2, depth, dtype=DTYPE))
     out = torch.zeros(2, dtype=torch.int64)
     for vocab_size in VOCAB_SIZES:
         logits, counts = torch.zeros(2, vocab_size, dtype=DTYPE), torch.zeros(2, vocab_size, dtype=torch.int32)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAD_DIMS = ("64", "128", "256")
 ATTENTION = {"attend_split", "reduce_splits", "attend_tile", "rotate_and_write", "write_as_is"}
 OTHERS = {
-    *("add_norm_rows", "gate_rows"),
+    *("add_norm_rows", "gate_rows", "multiply_rows"),
     *("survey", "settle", "gather", "choose", "count_drawn"),
     *("copy_and_sum", "finish_sums"),
 }

@@ -52,7 +52,7 @@ class Resources:
 def resources(launch: Launch, arch: int) -> Resources:
     """Of `launch` as compute capability `arch` would run it; of its tensors nothing but type and address counts."""
     compiled = triton.compile(
-        ASTSource(*signature_of(launch)), target=GPUTarget("cuda", arch, _WARP), options=launch.options
+        ASTSource(*signature_of(launch, arch)), target=GPUTarget("cuda", arch, _WARP), options=launch.options(arch)
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -67,14 +67,15 @@ def resources(launch: Launch, arch: int) -> Resources:
 
 
 def signature_of(
-    launch: Launch,
+    launch: Launch, arch: int
 ) -> tuple[Any, dict[str, str], dict[tuple[int], Any], dict[tuple[int], list[list[Any]]]]:
     """The kernel, and what Triton would make of the arguments: types, constants, and what 16 divides."""
     signature: dict[str, str] = {}
     constants: dict[tuple[int], Any] = {}
     attributes: dict[tuple[int], list[list[Any]]] = {}
+    arguments = launch.complete(arch)
     for index, parameter in enumerate(launch.kernel.params):
-        argument = launch.arguments[parameter.name]
+        argument = arguments[parameter.name]
         free = not parameter.do_not_specialize
         if parameter.is_constexpr or argument is None or (free and type(argument) is int and argument == 1):
             signature[parameter.name] = "constexpr"

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.kernels.gpu.launch import ALL, LEAST_ROWS, Launch, paged, power_of_two, rows_of_heads, score_scale
+from engine.kernels.gpu.overlap import take_turn
 from engine.kernels.gpu.tile import LOWEST, average, load_tile, online_softmax
 from engine.kernels.gpu.tuning import LaunchConfig
 
@@ -145,8 +146,10 @@ def attend_split(
     BLOCK_H: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
     """A program: one split of one sequence, for the query heads that share a key head."""
+    take_turn(OVERLAPS)
     row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + row)
     seen_from, first_tile, split_tiles = _share(length, window, num_splits, BLOCK_N, SPLIT_TILES)
@@ -194,8 +197,10 @@ def reduce_splits(
     SPLITS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
     """A program: one head of one sequence. A split that had no positions is not read: another step's is left there."""
+    take_turn(OVERLAPS)
     row, head = tl.program_id(0), tl.program_id(1)
     length = tl.load(lengths + row)
     _, first_tile, split_tiles = _share(length, window, num_splits, BLOCK_N, SPLIT_TILES)

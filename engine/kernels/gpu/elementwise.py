@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.kernels.gpu.launch import Launch
+from engine.kernels.gpu.overlap import take_turn
 
 MAX_HIDDEN_SIZE = 16_384
 """A program holds a whole row of the stream in registers."""
@@ -94,8 +95,10 @@ def add_norm_rows(
     eps: tl.tensor,
     HAS_DELTA: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
     """A program: one row. `delta` is not read without HAS_DELTA."""
+    take_turn(OVERLAPS)
     columns = tl.arange(0, BLOCK)
     is_value = columns < size
     at = tl.program_id(0).to(tl.int64) * size + columns
@@ -111,8 +114,11 @@ def add_norm_rows(
 
 
 @triton.jit
-def gate_rows(gate_up: tl.tensor, gated: tl.tensor, size: tl.tensor, BLOCK: tl.constexpr) -> None:
+def gate_rows(
+    gate_up: tl.tensor, gated: tl.tensor, size: tl.tensor, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr
+) -> None:
     """A program: BLOCK values of one row. silu(gate) = gate / (1 + exp(-gate))."""
+    take_turn(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_value = columns < size

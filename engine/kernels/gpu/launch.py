@@ -7,8 +7,10 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import triton
 from torch import Tensor
 
 Arguments = dict[str, Any]
@@ -16,6 +18,9 @@ Arguments = dict[str, Any]
 
 ALL = 2**31 - 1
 """A window that takes in every position."""
+OVERLAPS = "OVERLAPS"
+"""A constant that kernels have which may begin before those that were launched before them have ended (overlap.py)."""
+_LEAST_OVERLAPPING = 90
 LEAST_ROWS = 16
 """What tl.dot multiplies has no fewer rows, columns or depth."""
 
@@ -30,19 +35,41 @@ class Launch:
     num_stages: int = 3
     """How many turns of a loop are on their way at a time; this many is Triton's own choice."""
 
-    @property
-    def options(self) -> dict[str, int]:
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
-
     def run(self) -> None:
         if _instead is not None:
             _instead(self)
         elif 0 not in self.grid:
-            self.kernel[self.grid](**self.arguments, **self.options)
+            self.kernel[self.grid](**self.keywords(_current_arch()))
 
     def compile(self) -> Any:
         """For the device that Triton's driver says; what has been compiled."""
-        return self.kernel.run(grid=self.grid, warmup=True, **self.arguments, **self.options)
+        return self.kernel.run(grid=self.grid, warmup=True, **self.keywords(_current_arch()))
+
+    def keywords(self, arch: int) -> Arguments:
+        """Arguments and options, on a device of that compute capability."""
+        return {**self.complete(arch), **self.options(arch)}
+
+    def complete(self, arch: int) -> Arguments:
+        """Arguments with what the kernel is told of the device."""
+        if OVERLAPS not in self.kernel.arg_names:
+            return self.arguments
+        return {**self.arguments, OVERLAPS: arch >= _LEAST_OVERLAPPING}
+
+    def options(self, arch: int) -> dict[str, int | bool]:
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        if OVERLAPS in self.kernel.arg_names and arch >= _LEAST_OVERLAPPING:
+            return {**options, "launch_pdl": True}
+        return options
+
+
+@cache
+def _interpreted() -> bool:
+    return bool(triton.knobs.runtime.interpret)
+
+
+def _current_arch() -> int:
+    """Compute capability, such as 90; 0 in the interpreter."""
+    return 0 if _interpreted() else int(triton.runtime.driver.active.get_current_target().arch)
 
 
 _instead: Callable[[Launch], None] | None = None

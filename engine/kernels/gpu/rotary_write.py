@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engine.attention import HeadNorms, Rotary
 from engine.kernels.gpu.launch import Launch, paged, power_of_two, rows_of_heads
+from engine.kernels.gpu.overlap import take_turn
 from engine.kernels.gpu.tuning import LaunchConfig
 
 
@@ -152,8 +153,10 @@ def rotate_and_write(
     HAS_NORMS: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
     """A program: some heads of one token. Pairs are (i, i + head_dim / 2), as in the reference."""
+    take_turn(OVERLAPS)
     HALF: tl.constexpr = HEAD_DIM // 2
     token = tl.program_id(0).to(tl.int64)
     slot, length = tl.load(slots + token), tl.load(lengths + token)
