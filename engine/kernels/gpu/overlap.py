@@ -1,6 +1,6 @@
 """A decode step is hundreds of short kernels, each of which has to fill the GPU and to run empty again. With
-programmatic dependent launch (compute capability 9.0 on) the next one's programs take their places while this one's still run,
-fetch what does not depend on it, and wait.
+programmatic dependent launch (compute capability 9.0 on) the next one's programs take their places while this one's
+still run, fetch what does not depend on it, and wait.
 
 The rule: every program of a kernel that has OVERLAPS calls `take_turn` (or its two halves) before it reads what any
 kernel has written, and before it writes at all. Then whatever was launched before has ended, and what it wrote is seen.
