@@ -1,4 +1,5 @@
 /* One work item of paged attention with AMX, which multiplies squares: 16 x 16 outputs, 32 bfloat16 deep, at once.
+ * amx_narrow.h has the items of few queries, as most of a decode are.
  *
  * In the scores a position is a row and a query a column. So keys are read where they lie in the pool, and the softmax
  * runs down columns, LANES queries at once, without sums across a vector. The weights are turned to rows of pairs of
@@ -9,7 +10,7 @@
 #include "pack.h"
 #include "result.h"
 
-enum { SIDE = 16, DEPTH = 32 };
+enum { SIDE = 16, DEPTH = 32, HALF = SIDE / 2 };
 
 typedef struct {
     uint32_t queries[MAX_HEAD_DIM / 2 * ROWS]; /* [pairs of a row][ROWS] */
@@ -25,14 +26,14 @@ typedef struct {
 /* Positions of a tile that has `left` before it, in whole depths. */
 INLINE int padded(int left) { return left < TILE ? (left + DEPTH - 1) / DEPTH * DEPTH : TILE; }
 
-/* All eight tile registers as 16 rows of 64 bytes. */
-INLINE void configure(void) {
+/* The eight tile registers: rows of each, and bytes of a row. */
+INLINE void configure(const uint8_t rows[8], const uint8_t row_bytes[8]) {
     struct {
         uint8_t palette, start_row, reserved[14];
         uint16_t row_bytes[16];
         uint8_t rows[16];
     } shape __attribute__((aligned(64))) = {.palette = 1};
-    for (int i = 0; i < 8; i++) shape.row_bytes[i] = 64, shape.rows[i] = SIDE;
+    for (int i = 0; i < 8; i++) shape.row_bytes[i] = row_bytes[i], shape.rows[i] = rows[i];
     _tile_loadconfig(&shape);
 }
 
@@ -216,7 +217,7 @@ INLINE void add_tile(Squares *m, int count, int columns, int head_dim) {
     }
 }
 
-static NOINLINE void NAME(attend_squares)(const Call *call, const Item *item) {
+static NOINLINE void attend_wide(const Call *call, const Item *item) {
     const Batch *batch = call->batch;
     const int32_t *span = batch->spans + 4 * item->span;
     const int head_dim = (int)batch->head_dim, rows = item->tokens * item->heads;
@@ -225,7 +226,8 @@ static NOINLINE void NAME(attend_squares)(const Call *call, const Item *item) {
     Squares m;
     Tile found[3]; /* a tile and the two behind it */
 
-    configure();
+    configure((const uint8_t[8]){SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE},
+              (const uint8_t[8]){64, 64, 64, 64, 64, 64, 64, 64});
     const int begin = item->first / TILE * TILE;
     for (int i = 0; i < 3; i++) find_tile(&found[i], call, item, begin + i * TILE);
     for (int i = 0; i < RUNS; i++) {
@@ -260,4 +262,13 @@ static NOINLINE void NAME(attend_squares)(const Call *call, const Item *item) {
     }
     _tile_release();
     finish(call, item, m.sums, m.largest, m.total, BFLOAT16);
+}
+
+#include "amx_narrow.h"
+
+static NOINLINE void NAME(attend_squares)(const Call *call, const Item *item) {
+    if (item->tokens * item->heads <= HALF && item->last - item->first / TILE * TILE <= SPLIT)
+        attend_narrow(call, item);
+    else
+        attend_wide(call, item);
 }
