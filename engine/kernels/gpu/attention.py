@@ -19,6 +19,7 @@ from engine.attention import AttentionBatch, BlockTables, HeadNorms, Rotary, Spa
 from engine.kernels.gpu import tuning
 from engine.kernels.gpu.attention_decode import DecodeScratch, attention_decode, choose_num_splits
 from engine.kernels.gpu.attention_prefill import SpanTensors, attention_prefill, tile_map, tokens_per_tile
+from engine.kernels.gpu.attention_prefill_hopper import attention_prefill_hopper, suits
 from engine.kernels.gpu.rotary_write import rotary_write, write
 from engine.kernels.gpu.tuning import Configure, LaunchConfig
 from engine.kv_cache import KVCache
@@ -150,7 +151,8 @@ class _Configs:
     def of(configure: Configure, cache: KVCache) -> _Configs:
         on_gpu = cache.device.type == "cuda"
         device_name = torch.cuda.get_device_name(cache.device) if on_gpu else cache.device.type
-        names = ("attention_decode", "attention_reduce", "attention_prefill", "rotary_write")
+        prefill = "attention_prefill_hopper" if suits(cache.tensor) else "attention_prefill"
+        names = ("attention_decode", "attention_reduce", prefill, "rotary_write")
         element = cache.tensor.element_size()
         return _Configs(*(configure(n, device_name, cache.layout.head_dim).for_element(element) for n in names))
 
@@ -235,7 +237,8 @@ class _PrefillBatch(_Batch):
         self._spans, self._output = packed.spans, packed.output
 
     def attend(self, layer: int, query: Tensor, window: int | None) -> Tensor:
-        attention_prefill(
+        attend = attention_prefill_hopper if suits(self._pool) else attention_prefill
+        attend(
             query,
             self._pool,
             layer,
