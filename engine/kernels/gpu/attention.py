@@ -19,7 +19,7 @@ from engine.attention import AttentionBatch, BlockTables, HeadNorms, Rotary, Spa
 from engine.kernels.gpu import tuning
 from engine.kernels.gpu.attention_decode import DecodeScratch, attention_decode, choose_num_splits
 from engine.kernels.gpu.attention_prefill import SpanTensors, attention_prefill, tile_map, tokens_per_tile
-from engine.kernels.gpu.attention_prefill_hopper import attention_prefill_hopper, suits
+from engine.kernels.gpu.attention_prefill_hopper import attention_prefill_hopper, item_map, suits
 from engine.kernels.gpu.rotary_write import rotary_write, write
 from engine.kernels.gpu.tuning import Configure, LaunchConfig
 from engine.kv_cache import KVCache
@@ -118,7 +118,11 @@ class TritonAttention:
         positions = np.arange(count.sum(), dtype=np.int32) - np.repeat(first_rows - start, count)
         width = -(-int((start + count).max(initial=0)) // self.cache.layout.block_size)
         tokens = tokens_per_tile(self.configs.prefill, self.group)
-        tile_spans, tile_tokens = tile_map(start, count, tokens)
+        if suits(self.cache.tensor):
+            heads, programs = self.cache.layout.num_kv_heads, self.configs.prefill.programs
+            tile_spans, tile_tokens = item_map(start, count, tokens, heads, programs)
+        else:
+            tile_spans, tile_tokens = tile_map(start, count, tokens)
         pieces = (
             row,
             start,

@@ -8,6 +8,8 @@ Spans, pools and tiles of queries are as in attention_prefill. Scores may be up 
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from triton.experimental import gluon
@@ -15,15 +17,16 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from engine.kernels.gpu.attention_prefill import SpanTensors
+from engine.kernels.gpu.attention_prefill import SpanTensors, tile_map
 from engine.kernels.gpu.hopper_attend import attend
 from engine.kernels.gpu.hopper_fetch import fetch
 from engine.kernels.gpu.launch import ALL, Launch, paged, rows_of_heads, score_scale
 from engine.kernels.gpu.tuning import LaunchConfig
 
-_MANY = 6
-"""Tiles for each program. With so many, key heads come one after the other, since the keys and values of one stay in
-the GPU's cache; with fewer, programs would not end together."""
+IntArray = npt.NDArray[np.int32]
+
+_BEGINNING = 192
+"""What an item takes before and after its tiles of positions, as so many positions more."""
 
 
 def suits(pool: Tensor) -> bool:
@@ -32,6 +35,34 @@ def suits(pool: Tensor) -> bool:
         return False
     block_size, head_dim = pool.shape[-2:]
     return pool.element_size() == 2 and head_dim in (64, 128) and block_size % 16 == 0
+
+
+def item_map(
+    starts: IntArray, counts: IntArray, tokens: int, num_kv_heads: int, programs: int
+) -> tuple[IntArray, IntArray]:
+    """What each program does, one turn after the other, of `tile_map`'s tiles times key heads, in place of the tiles of
+    SpanTensors: span * num_kv_heads + key head, below 0 for nothing, and the first token.
+
+    One head comes after the other, so that the keys and values that programs read at a time are in the GPU's cache; and
+    in each turn the program that had the least to do has the longest item, so that all end together.
+    """
+    spans, first_tokens = tile_map(starts, counts, tokens)
+    ends = starts[spans] + np.minimum(first_tokens + tokens, counts[spans])
+    costs = np.tile(ends + _BEGINNING, num_kv_heads)
+    heads = (spans * num_kv_heads + np.arange(num_kv_heads, dtype=np.int32)[:, None]).ravel()
+    first_tokens = np.tile(first_tokens, num_kv_heads)
+    programs = min(programs, len(heads))
+    turns = -(-len(heads) // max(programs, 1))
+    item_heads = np.full((turns, programs), -1, np.int32)
+    item_tokens = np.zeros((turns, programs), np.int32)
+    done = np.zeros(programs, np.int64)
+    for turn in range(turns):
+        begin = turn * programs
+        longest = begin + np.argsort(-costs[begin : begin + programs], kind="stable")
+        idlest = np.argsort(done, kind="stable")[: len(longest)]
+        item_heads[turn, idlest], item_tokens[turn, idlest] = heads[longest], first_tokens[longest]
+        done[idlest] += costs[longest]
+    return item_heads.ravel(), item_tokens.ravel()
 
 
 def attention_prefill_hopper(
@@ -45,7 +76,7 @@ def attention_prefill_hopper(
     output: Tensor,
     config: LaunchConfig,
 ) -> Launch:
-    """As attention_prefill, with the same tiles, over a contiguous pool."""
+    """As attention_prefill, over a contiguous pool, and with spans whose tiles are items of `item_map`."""
     query = rows_of_heads(query)
     _, num_heads, head_dim = query.shape
     num_kv_heads, block_size = pool.shape[3:5]
@@ -62,13 +93,12 @@ def attention_prefill_hopper(
         "starts": spans.starts,
         "counts": spans.counts,
         "slots": spans.slots,
-        "tile_spans": spans.tile_spans,
-        "tile_tokens": spans.tile_tokens,
+        "item_heads": spans.tile_spans,
+        "item_tokens": spans.tile_tokens,
         "output": output,
         "scale": score_scale(head_dim),
         "window": ALL if window is None else window,
-        "num_tiles": len(spans.tile_spans),
-        "heads_together": 1 if len(spans.tile_spans) > _MANY * config.programs else num_kv_heads,
+        "num_items": len(spans.tile_spans),
         "query_stride": query.stride(0),
         "table_stride": block_tables.stride(0),
         "num_vectors": len(vectors),
@@ -82,15 +112,14 @@ def attention_prefill_hopper(
         "BLOCK_N": config.block_n,
         "STAGES": config.num_stages,
     }
-    grid = (min(config.programs, len(spans.tile_spans) * num_kv_heads),)
+    grid = (min(config.programs, len(spans.tile_spans)),)
     return Launch(attend_tiles, grid, arguments, config.num_warps)
 
 
 @gluon.jit(
     do_not_specialize=[
         "window",
-        "num_tiles",
-        "heads_together",
+        "num_items",
         "table_stride",
         "num_vectors",
         "first_key",
@@ -105,13 +134,12 @@ def attend_tiles(
     starts: gl.tensor,
     counts: gl.tensor,
     slots: gl.tensor,
-    tile_spans: gl.tensor,
-    tile_tokens: gl.tensor,
+    item_heads: gl.tensor,
+    item_tokens: gl.tensor,
     output: gl.tensor,
     scale: gl.tensor,
     window: gl.tensor,
-    num_tiles: gl.tensor,
-    heads_together: gl.tensor,
+    num_items: gl.tensor,
     query_stride: gl.tensor,
     table_stride: gl.tensor,
     num_vectors: gl.tensor,
@@ -134,7 +162,7 @@ def attend_tiles(
     order = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for half in gl.static_range(2):
         mbarrier.init(order.index(half), count=1)
-    work = (starts, counts, tile_spans, tile_tokens, num_tiles, heads_together, window)
+    work = (starts, counts, item_heads, item_tokens, num_items, window)
     gl.warp_specialize(
         [
             (

@@ -42,7 +42,7 @@ def attend(
     """The `HALF`th half of each item's rows, which are a token's heads, then the next token's."""
     key_tiles, key_ready, key_free = keys
     value_tiles, value_ready, _ = values
-    _, _, _, _, _, _, window = work
+    _, _, _, _, _, window = work
     BLOCK_M: gl.constexpr = attending.shape[1]
     TOKENS: gl.constexpr = 2 * BLOCK_M // GROUP
     BLOCK_N: gl.constexpr = key_tiles.shape[1]
@@ -60,10 +60,10 @@ def attend(
     tokens = (HALF * BLOCK_M + gl.arange(0, BLOCK_M, row_layout)) // GROUP
     count = 0
     _send_query(0, HALF, query, query_stride, rows, work, attending, KV_HEADS, GROUP, TOKENS, copy_layout)
-    for turn in range(num_turns(work, KV_HEADS)):
-        tile, span, kv_head = item(turn, work, KV_HEADS)
+    for turn in range(num_turns(work)):
+        index, span, kv_head = item(turn, work, KV_HEADS)
         if span >= 0:
-            first_token, num_tokens, first_query, last_query, seen_from = queries_of(tile, span, work, TOKENS)
+            first_token, num_tokens, first_query, last_query, seen_from = queries_of(index, span, work, TOKENS)
             queries = first_query + tokens
             # Tiles of positions, from the last that anyone sees to the first: those in which the queries themselves
             # are, those that all see whole, and those that not everyone's window reaches back to.
@@ -275,9 +275,9 @@ def _send_query(
     layout: gl.constexpr,
 ) -> None:
     """The half's queries of the `turn`th item, if there is one, on their way to `attending`."""
-    tile, span, kv_head = item(turn, work, KV_HEADS)
+    index, span, kv_head = item(turn, work, KV_HEADS)
     if span >= 0:
-        first_token, num_tokens, _, _, _ = queries_of(tile, span, work, TOKENS)
+        first_token, num_tokens, _, _, _ = queries_of(index, span, work, TOKENS)
         first_row = gl.load(rows + span) + first_token
         batch_rows, within_row, _ = _rows(HALF, first_row, num_tokens, kv_head, GROUP, attending, layout)
         async_copy.async_copy_global_to_shared(attending, query + batch_rows * query_stride + within_row)

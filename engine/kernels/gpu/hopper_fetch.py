@@ -10,33 +10,29 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 
 @gluon.jit
-def num_turns(work: gl.tuple, KV_HEADS: gl.constexpr) -> gl.tensor:
-    """How many items each program has, the last of which may be none."""
-    _, _, _, _, num_tiles, _, _ = work
-    return (num_tiles * KV_HEADS + gl.num_programs(0) - 1) // gl.num_programs(0)
+def num_turns(work: gl.tuple) -> gl.tensor:
+    """How many items each program has."""
+    _, _, _, _, num_items, _ = work
+    return (num_items + gl.num_programs(0) - 1) // gl.num_programs(0)
 
 
 @gluon.jit
 def item(turn: gl.tensor, work: gl.tuple, KV_HEADS: gl.constexpr) -> tuple[gl.tensor, gl.tensor, gl.tensor]:
-    """A tile of queries, its span, below 0 for no work, and a key head. From a program to the next one tiles become
-    shorter, so the next turn goes through the programs the other way around."""
-    _, _, tile_spans, _, num_tiles, heads_together, _ = work
-    programs, program = gl.num_programs(0), gl.program_id(0)
-    index = turn * programs + gl.where(turn % 2 == 0, program, programs - 1 - program)
-    together = num_tiles * heads_together
-    tile = index % together // heads_together
-    kv_head = index // together * heads_together + index % heads_together
-    return tile, gl.load(tile_spans + tile, mask=kv_head < KV_HEADS, other=-1), kv_head
+    """The program's `turn`th: which it is of all, its span, below 0 for no work, and its key head."""
+    _, _, item_heads, _, num_items, _ = work
+    index = turn * gl.num_programs(0) + gl.program_id(0)
+    head = gl.load(item_heads + index, mask=index < num_items, other=-1)
+    return index, gl.where(head >= 0, head // KV_HEADS, -1), head % KV_HEADS
 
 
 @gluon.jit
 def queries_of(
-    tile: gl.tensor, span: gl.tensor, work: gl.tuple, TOKENS: gl.constexpr
+    index: gl.tensor, span: gl.tensor, work: gl.tuple, TOKENS: gl.constexpr
 ) -> tuple[gl.tensor, gl.tensor, gl.tensor, gl.tensor, gl.tensor]:
-    """The tile's first token within its span, how many it has, the positions of its first and its last one, and the
+    """An item's first token within its span, how many it has, the positions of its first and its last one, and the
     first position that any of them sees."""
-    starts, counts, _, tile_tokens, _, _, window = work
-    first_token = gl.load(tile_tokens + tile)
+    starts, counts, _, item_tokens, _, window = work
+    first_token = gl.load(item_tokens + index)
     num_tokens = gl.minimum(gl.load(counts + span) - first_token, TOKENS)
     first_query = gl.load(starts + span) + first_token
     seen_from = gl.maximum(first_query - window + 1, 0)
@@ -65,10 +61,10 @@ def fetch(
     BLOCK_N: gl.constexpr = buffers.shape[1]
     BOX: gl.constexpr = pool.block_type.shape[0]
     count = 0
-    for turn in range(num_turns(work, KV_HEADS)):
-        tile, span, kv_head = item(turn, work, KV_HEADS)
+    for turn in range(num_turns(work)):
+        index, span, kv_head = item(turn, work, KV_HEADS)
         if span >= 0:
-            _, _, _, last_query, seen_from = queries_of(tile, span, work, TOKENS)
+            _, _, _, last_query, seen_from = queries_of(index, span, work, TOKENS)
             table = tables + gl.load(slots + span).to(gl.int64) * table_stride
             of_head = first_vector + kv_head * BLOCK_SIZE
             first, last = seen_from // BLOCK_N, last_query // BLOCK_N
