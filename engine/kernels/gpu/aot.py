@@ -17,6 +17,8 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from engine.kernels.gpu.launch import Launch
 
@@ -51,8 +53,9 @@ class Resources:
 
 def resources(launch: Launch, arch: int) -> Resources:
     """Of `launch` as compute capability `arch` would run it; of its tensors nothing but type and address counts."""
+    source = GluonASTSource if launch.kernel.is_gluon() else ASTSource
     compiled = triton.compile(
-        ASTSource(*signature_of(launch, arch)), target=GPUTarget("cuda", arch, _WARP), options=launch.options(arch)
+        source(*signature_of(launch, arch)), target=GPUTarget("cuda", arch, _WARP), options=launch.options(arch)
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -91,6 +94,9 @@ def signature_of(
 def _type(argument: Any) -> str:
     if isinstance(argument, Tensor):
         return _POINTERS[argument.dtype]
+    if isinstance(argument, TensorDescriptor):
+        element = _POINTERS[argument.base.dtype].removeprefix("*")
+        return f"tensordesc<{element}{argument.block_shape},{argument.layout!r}>"
     if isinstance(argument, float):
         return "fp32"
     return "i32" if -(2**31) <= argument < 2**31 else "i64"

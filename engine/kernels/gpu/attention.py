@@ -19,6 +19,7 @@ from engine.attention import AttentionBatch, BlockTables, HeadNorms, Rotary, Spa
 from engine.kernels.gpu import tuning
 from engine.kernels.gpu.attention_decode import DecodeScratch, attention_decode, choose_num_splits
 from engine.kernels.gpu.attention_prefill import SpanTensors, attention_prefill, tile_map, tokens_per_tile
+from engine.kernels.gpu.attention_prefill_hopper import attention_prefill_hopper, item_map, suits
 from engine.kernels.gpu.rotary_write import rotary_write, write
 from engine.kernels.gpu.tuning import Configure, LaunchConfig
 from engine.kv_cache import KVCache
@@ -117,7 +118,11 @@ class TritonAttention:
         positions = np.arange(count.sum(), dtype=np.int32) - np.repeat(first_rows - start, count)
         width = -(-int((start + count).max(initial=0)) // self.cache.layout.block_size)
         tokens = tokens_per_tile(self.configs.prefill, self.group)
-        tile_spans, tile_tokens = tile_map(start, count, tokens)
+        if suits(self.cache.tensor):
+            heads, programs = self.cache.layout.num_kv_heads, self.configs.prefill.programs
+            tile_spans, tile_tokens = item_map(start, count, tokens, heads, programs)
+        else:
+            tile_spans, tile_tokens = tile_map(start, count, tokens)
         pieces = (
             row,
             start,
@@ -150,7 +155,8 @@ class _Configs:
     def of(configure: Configure, cache: KVCache) -> _Configs:
         on_gpu = cache.device.type == "cuda"
         device_name = torch.cuda.get_device_name(cache.device) if on_gpu else cache.device.type
-        names = ("attention_decode", "attention_reduce", "attention_prefill", "rotary_write")
+        prefill = "attention_prefill_hopper" if suits(cache.tensor) else "attention_prefill"
+        names = ("attention_decode", "attention_reduce", prefill, "rotary_write")
         element = cache.tensor.element_size()
         return _Configs(*(configure(n, device_name, cache.layout.head_dim).for_element(element) for n in names))
 
@@ -235,7 +241,8 @@ class _PrefillBatch(_Batch):
         self._spans, self._output = packed.spans, packed.output
 
     def attend(self, layer: int, query: Tensor, window: int | None) -> Tensor:
-        attention_prefill(
+        attend = attention_prefill_hopper if suits(self._pool) else attention_prefill
+        attend(
             query,
             self._pool,
             layer,

@@ -39,11 +39,11 @@ class Launch:
         if _instead is not None:
             _instead(self)
         elif 0 not in self.grid:
-            self.kernel[self.grid](**self.keywords(_current_arch()))
+            self.kernel[self.grid](**self.keywords(current_arch()))
 
     def compile(self) -> Any:
         """For the device that Triton's driver says; what has been compiled."""
-        return self.kernel.run(grid=self.grid, warmup=True, **self.keywords(_current_arch()))
+        return self.kernel.run(grid=self.grid, warmup=True, **self.keywords(current_arch()))
 
     def keywords(self, arch: int) -> Arguments:
         """Arguments and options, on a device of that compute capability."""
@@ -67,7 +67,7 @@ def _interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def _current_arch() -> int:
+def current_arch() -> int:
     """Compute capability, such as 90; 0 in the interpreter."""
     return 0 if _interpreted() else int(triton.runtime.driver.active.get_current_target().arch)
 
