@@ -73,7 +73,8 @@ def test_a_kernel_that_a_device_cannot_have_leaves_torch_and_one_warning(
 ) -> None:
     monkeypatch.setattr(_Device, "failure", RuntimeError("out of resource: shared memory,\n  wanted 300000"))
     with caplog.at_level(logging.WARNING):
-        assert isinstance(make_runner(_MODEL, _CACHE, _LIMITS), _Plain)
+        for _ in range(2):
+            assert isinstance(make_runner(_MODEL, _CACHE, _LIMITS), _Plain)
     (line,) = caplog.messages
     assert "RuntimeError: out of resource: shared memory, wanted 300000" in line
     assert "torch's operations do" in line
