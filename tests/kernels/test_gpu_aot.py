@@ -81,4 +81,5 @@ def test_no_kernel_spills_and_every_tile_fits(
     assert not [it for it in found if int(it["stack"]) > (HOPPER_STACK if it["kernel"] == "attend_tiles" else 0)]
     everywhere = [it for it in found if it["kernel"] != "attend_tiles"]
     assert not [it for it in everywhere if int(it["shared"]) > SHARED_BYTES[device_name]]
+    assert not [it for it in found if it["early"]]
     assert not [it for it in found if int(it["shared"]) > max(SHARED_BYTES.values())]

@@ -31,6 +31,7 @@ _POINTERS = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
+_MEMORY = re.compile(r"\b(?:ld\.global|st\.global|atom\.global|red\.global|cp\.async)[.\w]*")
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 
 
@@ -49,6 +50,8 @@ class Resources:
     local: int
     shared: int
     """Bytes of a program."""
+    early: str
+    """What it does in memory that others see before its turn comes, or without one, and must not (overlap.py)."""
 
 
 def resources(launch: Launch, arch: int) -> Resources:
@@ -66,7 +69,12 @@ def resources(launch: Launch, arch: int) -> Resources:
     assert found, f"cuobjdump says nothing of registers: {said}"
     registers, stack, local = (int(number) for number in found.groups())
     shared = compiled.metadata.shared
-    return Resources(launch.kernel.__name__, arch, launch.num_warps, registers, stack, local, shared)
+    early = _before_its_turn(compiled.asm["ptx"]) if "launch_pdl" in launch.options(arch) else ""
+    return Resources(launch.kernel.__name__, arch, launch.num_warps, registers, stack, local, shared, early)
+
+
+def _before_its_turn(ptx: str) -> str:
+    return " ".join(sorted(set(_MEMORY.findall(ptx.partition("griddepcontrol.wait")[0]))))
 
 
 def signature_of(
