@@ -49,7 +49,7 @@ Configure = Callable[[str, str, int], LaunchConfig]
 @cache
 def config(kernel: str, device_name: str, head_dim: int) -> LaunchConfig:
     """Of the smallest head size in the file that is not below `head_dim`. `device_name` as CUDA gives it."""
-    own, default = _read(file_name(device_name)), _read(_DEFAULT)
+    own, default = _read(device_name), _read(_DEFAULT)
     by_head_dim = own[kernel] if kernel in own else default[kernel]
     fitting = [int(size) for size in by_head_dim if int(size) >= head_dim]
     assert fitting, f"{kernel} has no configuration for heads of {head_dim}"
@@ -61,8 +61,13 @@ def file_name(device_name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", device_name.lower()).strip("_")
 
 
+def path_of(device_name: str) -> Path:
+    """Where a device's own parameters are, if there are any."""
+    return _CONFIGS / f"{file_name(device_name)}.json"
+
+
 @cache
 def _read(name: str) -> dict[str, dict[str, dict[str, Any]]]:
-    path = _CONFIGS / f"{name}.json"
+    path = path_of(name)
     read: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text()) if path.is_file() else {}
     return read
