@@ -8,7 +8,7 @@
 
 #include "batch.h"
 
-enum { ROWS = 64, TILE = 64, RUN = 16, RUNS = TILE / RUN, SPLIT = 256 };
+enum { ROWS = 64, TILE = 64, RUN = 16, RUNS = TILE / RUN, SPLIT = 256, AT_ONCE = 2 };
 
 #define NOTHING_YET -1e30f /* finite, so that nothing minus nothing is not NaN */
 
@@ -121,10 +121,12 @@ static void attend_item(const Call *call, const Item *item) {
     }
 }
 
-/* Chunks come last in a batch and are the longest items: they are begun first. */
+/* Chunks come last in a batch and are the longest items: they are begun first. A decode's heads lie behind each other
+ * in the pool, and are read so. */
 static void attend_part(const void *what, int64_t index) {
     const Call *call = what;
-    attend_item(call, &call->items[call->num_items - 1 - index]);
+    const int64_t end = call->num_items - index * AT_ONCE, begin = end > AT_ONCE ? end - AT_ONCE : 0;
+    for (int64_t i = begin; i < end; i++) attend_item(call, &call->items[i]);
 }
 
 static void merge_part(const void *what, int64_t index) {
@@ -150,6 +152,8 @@ static int64_t cut(const Batch *b, int64_t window, int64_t num_heads, Item *item
     int64_t count = 0, rows = 0;
     for (int64_t s = 0; s < b->num_spans; s++) {
         const int32_t start = b->spans[4 * s + START], length = b->spans[4 * s + COUNT];
+        const int64_t begin = count;
+        const int by_part = length <= tokens && heads == group; /* the key heads of one part behind each other */
         for (int kv_head = 0; kv_head < b->num_kv_heads; kv_head++)
             for (int head = 0; head < group; head += heads)
                 for (int token = 0; token < length; token += tokens) {
@@ -169,7 +173,7 @@ static int64_t cut(const Batch *b, int64_t window, int64_t num_heads, Item *item
                             item.partial = (int32_t)rows;
                             rows += item.tokens * item.heads;
                         }
-                        if (items) items[count] = item;
+                        if (items) items[by_part ? begin + i * b->num_kv_heads + kv_head : count] = item;
                     }
                 }
     }
@@ -193,6 +197,6 @@ void baton_attend(const Batch *b, int64_t layer, int64_t window, int64_t num_hea
     int64_t rows;
     call.num_items = cut(b, window, num_heads, call.items, &rows);
     call.partials = (float *)(workspace + items_bytes(call.num_items));
-    share_out(&b->team, attend_part, &call, call.num_items);
+    share_out(&b->team, attend_part, &call, (call.num_items + AT_ONCE - 1) / AT_ONCE);
     if (rows) share_out(&b->team, merge_part, &call, call.num_items);
 }
