@@ -53,7 +53,8 @@ def loaded(
     def triton_elementwise(_: torch.device, __: torch.dtype, ___: object, norm_eps: float) -> ElementWise:
         return TritonElementWise(norm_eps)
 
-    monkeypatch.setattr("engine.models.decoder.choose_elementwise", triton_elementwise)
+    if not _ON_GPU:  # where nothing else is chosen anyway, but for the models that others load on the CPU
+        monkeypatch.setattr("engine.models.decoder.choose_elementwise", triton_elementwise)
     return lambda family: load_model(str(checkpoint(family)), device=device)
 
 
