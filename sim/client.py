@@ -92,8 +92,8 @@ class Client:
         if isinstance(error, DeadlineExceeded):
             if late < -1e-6:
                 world.broken(f"{name} ran into its deadline {-late:.2f} s before it: {said}")
-            if world.scenario.is_calm and self.spec.timeout is None:
-                world.broken(f"{name} was not answered although nothing went wrong: {said}")
+            if self.spec.timeout is None:
+                world.broken(f"{name} was not answered long after the last fault: {said}")
         elif not isinstance(error, Unavailable) or world.scenario.is_calm:
             world.broken(f"{name} failed with {type(error).__name__}: {said}")
         self._end(f"ends with {type(error).__name__}: {said}")
@@ -102,4 +102,5 @@ class Client:
         if self.ended:
             self._world.broken(f"{self.spec.name} had two terminal replies")
         self.ended = how
+        self._world.asked_no_more(self.spec.name)
         self._world.trace.note(f"{self.spec.name} {how}")

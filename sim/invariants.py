@@ -40,6 +40,15 @@ def of_the_books(life: Life) -> Iterator[str]:
             yield f"{life.node.name}: {states[state]} blocks are {name}, the books say {count}"
 
 
+def at_exit(life: Life) -> Iterator[str]:
+    """A worker that has drained in time says that it is done: nobody else may read or write its blocks any more."""
+    counts = life.pool.counts()
+    if counts.offered or counts.landing or counts.quarantined:
+        yield f"{life.node.name}: it has drained and holds blocks: {counts}"
+    if life.ledger is not None and life.ledger.live():
+        yield f"{life.node.name}: it has drained and offers {', '.join(map(str, life.ledger.live()))}"
+
+
 def at_rest(world: World) -> Iterator[str]:
     """Everybody lives, nothing is asked: nothing may be held."""
     for life in world.lives.values():
@@ -57,6 +66,9 @@ def at_rest(world: World) -> Iterator[str]:
         if life.puller is not None and life.puller.counts():
             yield f"{name}: landings are under way: {life.puller.counts()}"
         yield from of_the_books(life)
+        told = world.redis.blocks.get((life.record.id, life.record.incarnation), frozenset())
+        if told != frozenset(life.pool._by_hash):
+            yield f"{name}: it is said to hold {len(told)} named blocks and holds {len(life.pool._by_hash)}"
     if world.relay.open_requests:
         yield f"router: {world.relay.open_requests} requests are open"
     for session in world.workers.sessions():

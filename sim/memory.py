@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 
 from baton.ids import BlockIndex
 from sim.model import mix
@@ -13,7 +14,9 @@ _POISON = 0xBAD0BAD0BAD0BAD0
 class SimMemory:
     """Keeps the contract of kvtransfer's PoolMemory."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, guard: Callable[[int], None] = lambda index: None) -> None:
+        """`guard` is told of each block that a transfer is about to write."""
+        self._guard = guard
         self.num_blocks = num_blocks
         self.block_bytes = 8 * block_size
         self.generations = array("Q", bytes(8 * num_blocks))
@@ -38,5 +41,10 @@ class SimMemory:
         return self._bytes[index * self.block_bytes : (index + count) * self.block_bytes]
 
     def write(self, index: int, data: memoryview) -> None:
+        self._guard(index)
+        self.fill(index, data)
+
+    def fill(self, index: int, data: memoryview) -> None:
+        """A write of the worker's own."""
         start = index * self.block_bytes
         self._bytes[start : start + len(data)] = data

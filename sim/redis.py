@@ -45,7 +45,16 @@ class SimRegistration:
         for block_hash in hashes:
             self._held.pop(block_hash, None)
 
-    async def run(self) -> None:
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        known = self._redis.records.get(self._record.id)
+        if self._redis.up and known is not None and known[0].incarnation == self._record.incarnation:
+            del self._redis.records[self._record.id]
+
+    async def _run(self) -> None:
         loop, record, redis = asyncio.get_running_loop(), self._record, self._redis
         while True:
             known = redis.records.get(record.id)

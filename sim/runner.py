@@ -56,6 +56,6 @@ class SimRunner:
         if move.kind is MoveKind.SWAP_OUT:
             self._swapped[move.target] = bytes(self._memory.read(move.source))
         elif move.kind is MoveKind.SWAP_IN:
-            self._memory.write(move.target, memoryview(self._swapped[move.source]))
+            self._memory.fill(move.target, memoryview(self._swapped[move.source]))
         else:
-            self._memory.write(move.target, memoryview(bytes(self._memory.read(move.source))))
+            self._memory.fill(move.target, memoryview(bytes(self._memory.read(move.source))))

@@ -39,6 +39,8 @@ class FaultKind(Enum):
     """SIGKILL, and a restart under the same id and address after `seconds`."""
     PAUSE = "pause"
     """SIGSTOP, and SIGCONT after `seconds`."""
+    DRAIN = "drain"
+    """SIGTERM: it ends what it has, within `seconds`, and starts again."""
     BREAK = "break"
     """A stream that is under way breaks."""
     REDIS_AWAY = "redis away"
@@ -86,6 +88,7 @@ class Scenario:
     transport_drop: float
     transport_duplicate: float
     transport_straggle: float
+    transport_straggle_delay: float
     workers: tuple[WorkerSpec, ...]
     requests: tuple[RequestSpec, ...]
     faults: tuple[Fault, ...]
@@ -116,6 +119,7 @@ def make_scenario(seed: int) -> Scenario:
         transport_drop=draw.choice((0.0, 0.02, 0.1)) if lossy else 0.0,
         transport_duplicate=draw.choice((0.0, 0.2)),
         transport_straggle=draw.choice((0.0, 0.5)),
+        transport_straggle_delay=draw.choice((0.05, 0.5, 2.0)),
         workers=workers,
         requests=_requests(draw, max_model_len, calm),
         faults=() if calm else _faults(draw),
@@ -130,7 +134,7 @@ def _workers(draw: Random, block_size: int, max_model_len: int) -> tuple[WorkerS
     for role, count in zip(roles, shape, strict=True):
         for number in range(count):
             seqs = draw.choice((2, 4, 8))
-            steps = StepTimes(draw.choice((0.002, 0.01)), draw.choice((0.0, 0.0005)), draw.choice((0.0002, 0.004)))
+            steps = StepTimes(draw.choice((0.002, 0.01, 0.1)), draw.choice((0.0, 0.0005)), draw.choice((0.0002, 0.004)))
             specs.append(
                 WorkerSpec(
                     id=f"{role.value}-{number}",
@@ -147,7 +151,7 @@ def _workers(draw: Random, block_size: int, max_model_len: int) -> tuple[WorkerS
 
 def _requests(draw: Random, max_model_len: int, calm: bool) -> tuple[RequestSpec, ...]:
     prefixes = [_tokens(draw, draw.randint(1, max_model_len - 2)) for _ in range(draw.randint(1, 3))]
-    cancels = 0.0 if calm else draw.choice((0.0, 0.2, 0.9))
+    cancels = draw.choice((0.0, 0.2, 0.9))
     requests = []
     for number in range(draw.randint(3, 14)):
         prefix = draw.choice(prefixes) if draw.random() < 0.7 else ()
@@ -172,7 +176,7 @@ def _tokens(draw: Random, count: int) -> tuple[int, ...]:
 
 
 def _faults(draw: Random) -> tuple[Fault, ...]:
-    kinds = [FaultKind.CRASH, FaultKind.PAUSE, FaultKind.BREAK, FaultKind.BREAK]
+    kinds = [FaultKind.CRASH, FaultKind.PAUSE, FaultKind.DRAIN, FaultKind.BREAK, FaultKind.BREAK]
     kinds += [FaultKind.REDIS_AWAY, FaultKind.REDIS_EMPTY]
     faults = []
     for _ in range(draw.choice((0, 1, 2, 4, 8, 16))):

@@ -9,13 +9,13 @@ from functools import cache
 from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
-from baton.ids import WorkerId, new_incarnation
+from baton.ids import BlockIndex, WorkerId, new_incarnation
 from baton.layout import KVLayout
 from baton.metrics import Metrics, RequestMetrics, TransferMetrics, WorkerMetrics
 from baton.v1 import transfer_pb2_grpc, worker_pb2, worker_pb2_grpc
 from decode_worker.admission import Admission
 from discovery.records import WorkerRecord, WorkerRole
-from engine.block_pool import BlockPool
+from engine.block_pool import BlockPool, Hold
 from engine.engine import Engine
 from engine.pacing import Pacer
 from engine.plan import StepPlan, StepResult
@@ -29,7 +29,7 @@ from kvtransfer.threads import Threads
 from kvtransfer.transports.chooser import Connector
 from kvtransfer.transports.fake import FakeSource
 from prefill_worker.handoff import Handoff
-from sim import model
+from sim import invariants, model
 from sim.engine_driver import EngineDriver
 from sim.loop import Node
 from sim.memory import SimMemory
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from sim.world import World
 
 MODEL = b"m" * 16
+_QUIET_SECONDS = 0.05
+_GOODBYE_SECONDS = 1.0
+"""Streams stay open for so long behind a drain, as worker/server.py has it."""
 _ROLES = {WorkerRole.PREFILL: 1, WorkerRole.DECODE: 2, WorkerRole.UNIFIED: 3}
 
 
@@ -67,6 +70,7 @@ class Life:
         self.node = Node(f"{spec.id}.{number}")
         self.address = f"{spec.id}:1"
         self.booted = False
+        self.draining = False
         self.ledger: SourceLedger | None = None
         self.puller: Puller | None = None
         self.source: FakeSource | None = None
@@ -78,7 +82,7 @@ class Life:
         world, spec = self._world, self.spec
         scenario = world.scenario
         self.layout = KVLayout(1, 1, scenario.block_size, 1, "float32", MODEL)
-        self.memory = SimMemory(spec.num_blocks, scenario.block_size)
+        self.memory = SimMemory(spec.num_blocks, scenario.block_size, self._guard)
         assert self.memory.block_bytes == self.layout.block_bytes
         self.pool = BlockPool(spec.num_blocks, generations=self.memory.generations, on_take=self.memory.on_take)
         limits = SchedulerLimits(
@@ -113,7 +117,7 @@ class Life:
             model_fingerprint=MODEL,
         )
         server = Server(world.network, self.node)
-        registration = SimRegistration(world.redis, self.record)
+        self.registration = registration = SimRegistration(world.redis, self.record)
         requests, workers, _ = _bound_metrics()
         self.core = WorkerCore(
             lambda core: self._role(core, self.driver.send, server),
@@ -126,7 +130,7 @@ class Life:
         worker_pb2_grpc.add_WorkerServicer_to_server(WorkerService(self.core, self._hello()), cast(Any, server))
         server.listen(self.address)
         self.driver.start()
-        asyncio.get_running_loop().create_task(registration.run())
+        registration.start()
         self.booted = True
 
     def _role(self, core: WorkerCore, send: SendCommand, server: Server) -> Role:
@@ -187,8 +191,31 @@ class Life:
             pid=1,
         )
 
+    def drain(self, seconds: float) -> None:
+        """What SIGTERM asks for."""
+        asyncio.get_running_loop().create_task(self._drain(seconds))
+
+    async def _drain(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        await self.registration.stop()
+        await self.core.drain(seconds)
+        if loop.time() < started + seconds:
+            await asyncio.sleep(_QUIET_SECONDS)  # what is on its way between its threads
+            for what in invariants.at_exit(self):
+                self._world.broken(what)
+        await asyncio.sleep(_GOODBYE_SECONDS)
+        self._world.exits(self)
+
     def _stepped(self, plan: StepPlan, result: StepResult) -> None:
         self._world.trace.count(f"step {self.node.name} {plan.num_tokens} {result.token_ids}".encode())
+
+    def _guard(self, block: int) -> None:
+        """Invariant: what a writer can still reach is nobody else's."""
+        hold = self.pool._state(BlockIndex(block))
+        if hold not in (Hold.LANDING, Hold.QUARANTINED):
+            name = "nobody's" if hold is None else hold.name
+            self._broken(f"a transfer writes block {block}, which is {name} by now")
 
     def _broken(self, what: str) -> None:
         self._world.broken(f"{self.node.name}: {what}")

@@ -25,6 +25,8 @@ from sim.trace import Trace
 from sim.worker import Life
 
 _MOST_CALLBACKS = 2_000_000
+_RESTART_SECONDS = 0.5
+_FREED_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class LoopClock:
 
 
 class World:
-    request_timeout = 40.0
+    request_timeout = 120.0
 
     def __init__(self, scenario: Scenario, *, story: bool = False) -> None:
         self.scenario = scenario
@@ -71,6 +73,7 @@ class World:
             duplicate=scenario.transport_duplicate,
             drop=scenario.transport_drop,
             straggle=scenario.transport_straggle,
+            straggle_delay=scenario.transport_straggle_delay,
         )
         self.transport = FakeNetwork(scenario.seed, faults)
         self.lives: dict[str, Life] = {}
@@ -163,6 +166,17 @@ class World:
         await self._settle()
         watching.cancel()
 
+    def asked_no_more(self, name: str) -> None:
+        """A request is over for its client: where nothing goes wrong, it soon is everywhere."""
+        if self.scenario.is_calm:
+            self.loop.call_later(_FREED_SECONDS + self.scenario.transport_straggle_delay, self._check_freed, name)
+
+    def _check_freed(self, name: str) -> None:
+        for life in self.lives.values():
+            for attempt in life.core.open_attempts:
+                if attempt.request_id.partition("~")[0] == name:
+                    self.broken(f"{life.node.name} still works for {attempt}, which is over for its client")
+
     async def _settle(self) -> None:
         """All faults are over, and what they left has had its time to run out."""
         last = max((fault.at + fault.seconds for fault in self.scenario.faults), default=0.0)
@@ -184,7 +198,7 @@ class World:
 
     def _happen(self, fault: Fault) -> None:
         match fault.kind:
-            case FaultKind.CRASH | FaultKind.PAUSE:
+            case FaultKind.CRASH | FaultKind.PAUSE | FaultKind.DRAIN:
                 names = sorted(self.lives)
                 self._stop(self.lives[names[fault.target % len(names)]], fault)
             case FaultKind.BREAK:
@@ -207,7 +221,12 @@ class World:
 
     def _stop(self, life: Life, fault: Fault) -> None:
         node = life.node
-        if not node.runs or not life.booted:
+        if not node.runs or not life.booted or life.draining:
+            return
+        if fault.kind is FaultKind.DRAIN:
+            self.trace.note(f"{node.name} drains, for {fault.seconds:.2f} s at most")
+            life.draining = True
+            self.loop.call_soon(life.drain, fault.seconds, context=node.context)
             return
         if fault.kind is FaultKind.PAUSE:
             self.trace.note(f"{node.name} is stopped for {fault.seconds:.2f} s")
@@ -218,11 +237,21 @@ class World:
             self.loop.call_later(fault.seconds, self._go_on, life)
             return
         self.trace.note(f"{node.name} is killed" + (", and its host with it" if fault.silently else ""))
-        node.dead = True
+        self._end_life(life, fault.silently, fault.seconds)
+
+    def exits(self, life: Life) -> None:
+        """Once it has drained."""
+        if not life.node.dead:
+            self.trace.note(f"{life.node.name} has drained and exits")
+            self._end_life(life, False, _RESTART_SECONDS)
+
+    def _end_life(self, life: Life, silently: bool, seconds: float) -> None:
+        life.node.dead = True
         if life.source is not None:
             life.source.die()
-        self.network.died(node, fault.silently)
-        self.loop.call_later(fault.seconds, self._start, life.spec.id, int(node.name.rpartition(".")[2]) + 1)
+        self.network.died(life.node, silently)
+        number = int(life.node.name.rpartition(".")[2]) + 1
+        self.loop.call_later(seconds, self._start, life.spec.id, number, context=self.router.context)
 
     def _go_on(self, life: Life) -> None:
         self.trace.note(f"{life.node.name} goes on")
@@ -257,7 +286,7 @@ class World:
             loop.resume(life.node)
         for task in loop.tasks:
             task.cancel()
-        for _ in range(5):
+        for _ in range(10):
             pending = [task for task in loop.tasks if not task.done()]
             if not pending:
                 break
@@ -265,7 +294,9 @@ class World:
                 task.cancel()
             try:
                 loop.run_until_complete(asyncio.wait(pending, timeout=5.0))
-            except (Stalled, RuntimeError):
+            except RuntimeError:
+                continue  # it was stopped: by what had stopped it before
+            except Stalled:
                 break
         for task in loop.tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
