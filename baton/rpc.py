@@ -5,7 +5,7 @@ The health and reflection packages come with the router and worker extras; a cli
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc
 from google.protobuf.descriptor import FileDescriptor
@@ -52,6 +52,13 @@ def _keepalive(keepalive_seconds: float, ping_timeout_seconds: float) -> list[tu
 
 
 CHANNEL_OPTIONS = channel_options()
+
+OpenChannel = Callable[[str, Sequence[tuple[str, int]]], grpc.aio.Channel]
+"""From an address and options to a channel: passed in like a clock, for the simulator has a network of its own."""
+
+
+def open_channel(address: str, options: Sequence[tuple[str, int]] = CHANNEL_OPTIONS) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(address, options=options)
 
 
 def server_options(max_receive_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[str, int]]:

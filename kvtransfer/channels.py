@@ -8,20 +8,21 @@ from contextlib import asynccontextmanager
 
 import grpc.aio
 
-from baton.rpc import CHANNEL_OPTIONS
+from baton.rpc import CHANNEL_OPTIONS, OpenChannel, open_channel
 
 _MAX_CHANNELS = 128
 
 
 class _Shared:
-    def __init__(self, address: str) -> None:
-        self.channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
         self.users = 0
         self.forgotten = False
 
 
 class Channels:
-    def __init__(self) -> None:
+    def __init__(self, open_channel: OpenChannel = open_channel) -> None:
+        self._open_channel = open_channel
         self._channels: OrderedDict[str, _Shared] = OrderedDict()
 
     @asynccontextmanager
@@ -29,7 +30,7 @@ class Channels:
         """The channel, which stays open at least as long as the block."""
         shared = self._channels.get(address)
         if shared is None:
-            shared = self._channels[address] = _Shared(address)
+            shared = self._channels[address] = _Shared(self._open_channel(address, CHANNEL_OPTIONS))
         self._channels.move_to_end(address)
         shared.users += 1
         try:

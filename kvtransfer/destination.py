@@ -19,6 +19,7 @@ from baton.errors import HandoffFailed, InternalError, PeerLost, RequestCancelle
 from baton.ids import AttemptId, BlockRef, WorkerId
 from baton.layout import KVLayout
 from baton.metrics import TransferMetrics
+from baton.rpc import OpenChannel, open_channel
 from baton.v1 import transfer_pb2 as pb
 from baton.v1 import transfer_pb2_grpc
 from kvtransfer.channels import Channels
@@ -54,6 +55,7 @@ class Puller:
         clock: Clock,
         metrics: TransferMetrics,
         on_verified: OnVerified | None = None,
+        open_channel: OpenChannel = open_channel,
     ) -> None:
         self._memory = memory
         self._layout = layout
@@ -63,7 +65,7 @@ class Puller:
         self._clock = clock
         self._metrics = metrics
         self._on_verified = on_verified
-        self._channels = Channels()
+        self._channels = Channels(open_channel)
         self._landings: dict[asyncio.Task[None], Landing] = {}
         self._live: Counter[DestinationState] = Counter()
 

@@ -25,7 +25,7 @@ from baton.clock import Clock
 from baton.errors import Unavailable, WorkerLost
 from baton.ids import AttemptId
 from baton.metrics import RouterMetrics
-from baton.rpc import channel_options
+from baton.rpc import OpenChannel, channel_options, open_channel
 from baton.v1 import inference_pb2, transfer_pb2, worker_pb2, worker_pb2_grpc
 from router.events import Inbox, Lost, Side
 from router.placement import Role, WorkerKey
@@ -78,6 +78,7 @@ class WorkerSession:
         metrics: RouterMetrics,
         clock: Clock,
         options: SessionOptions,
+        open_channel: OpenChannel = open_channel,
     ) -> None:
         self.peer = peer
         self.link = Link.CONNECTING
@@ -91,6 +92,7 @@ class WorkerSession:
         self._accept = accept
         self._on_change = on_change
         self._options = options
+        self._open_channel = open_channel
         self._recent = [0, 0]
         self._unsent: deque[worker_pb2.SessionRequest] = deque()
         self._to_send = asyncio.Event()
@@ -167,7 +169,7 @@ class WorkerSession:
 
     async def _connect_and_serve(self) -> None:
         options = channel_options(self._options.keepalive_seconds, self._options.keepalive_timeout_seconds)
-        async with grpc.aio.insecure_channel(self.peer.address, options=options) as channel:
+        async with self._open_channel(self.peer.address, options) as channel:
             call: Call = worker_pb2_grpc.WorkerStub(channel).Session()
             try:
                 async with asyncio.timeout(self._options.hello_seconds):

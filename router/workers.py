@@ -16,6 +16,7 @@ from typing import Protocol
 from baton.clock import Clock
 from baton.ids import BlockHash, Incarnation, WorkerId
 from baton.metrics import RouterMetrics
+from baton.rpc import OpenChannel, open_channel
 from baton.v1 import inference_pb2, worker_pb2
 from discovery import WorkerRecord
 from router.model import ModelInfo
@@ -40,7 +41,12 @@ class Directory(Protocol):
 
 class Workers:
     def __init__(
-        self, directory: Directory, metrics: RouterMetrics, clock: Clock, options: SessionOptions | None = None
+        self,
+        directory: Directory,
+        metrics: RouterMetrics,
+        clock: Clock,
+        options: SessionOptions | None = None,
+        open_channel: OpenChannel = open_channel,
     ) -> None:
         self.directory = directory
         self.model: ModelInfo | None = None
@@ -48,6 +54,7 @@ class Workers:
         self._metrics = metrics
         self._clock = clock
         self._options = options or SessionOptions()
+        self._open_channel = open_channel
         self._sessions: dict[WorkerKey, WorkerSession] = {}
         self._listed: dict[WorkerId, WorkerKey] = {}
         self._changed = asyncio.Event()
@@ -145,6 +152,7 @@ class Workers:
             metrics=self._metrics,
             clock=self._clock,
             options=self._options,
+            open_channel=self._open_channel,
         )
 
     def _on_session_change(self) -> None:

@@ -90,7 +90,7 @@ class WorkerCore:
         self._request_metrics = request_metrics
         self._metrics = metrics
         self._attempts: dict[AttemptId, _Attempt] = {}
-        self._sessions: set[Session] = set()
+        self._sessions: dict[Session, None] = {}  # in the order in which they were opened
         self._load = inference_pb2.Load()
         self._draining = False
         self._all_over = asyncio.Event()
@@ -105,12 +105,12 @@ class WorkerCore:
     # --- what routers say
 
     def open_session(self, session: Session) -> None:
-        self._sessions.add(session)
+        self._sessions[session] = None
         session.put(worker_pb2.Step(load=self._load, draining=self._draining))
 
     def close_session(self, session: Session) -> None:
         """Its router is gone: nobody waits for its requests any more."""
-        self._sessions.discard(session)
+        self._sessions.pop(session, None)
         for request_id in [i for i, a in self._attempts.items() if a.session is session]:
             self._role.cancel(request_id, EndReason.CANCELLED, "the router's session broke")
 

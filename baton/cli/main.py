@@ -58,6 +58,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "decode": ("run a decode worker", _part("decode_worker")),
     "warmup": ("compile a model's GPU kernels ahead of time, as for an image", _part("worker.warmup")),
     "bench": ("measure the engine, or servers under load", _bench),
+    "sim": ("drive the state machines through seeded faults, in virtual time", _part("sim")),
 }
 
 

@@ -35,7 +35,9 @@ class Faults:
     drop: float = 0.0
     """Never arrives: the fetch breaks after `timeout`."""
     straggle: float = 0.0
-    """When the fetch breaks, the write of this block is still under way, and lands `delay` later."""
+    """When the fetch breaks, the write of this block is still under way, and lands later."""
+    straggle_delay: float | None = None
+    """How much later; None: `delay`."""
     timeout: float = 1.0
 
 
@@ -74,7 +76,8 @@ class FakeNetwork:
 
     async def _write_late(self, write: Callable[[], None], gate: Gate) -> None:
         try:
-            await self.sleep(self.faults.delay)
+            late = self.faults.straggle_delay
+            await self.sleep(self.faults.delay if late is None else late)
             write()
         finally:
             gate.leave()

@@ -14,7 +14,7 @@ _MIDDLE = frozenset({"baton", "engine", "kvtransfer", "discovery"})
 
 # baton ← { engine | kvtransfer | discovery } ← worker ← { prefill_worker | decode_worker };
 # baton ← discovery ← router. The three in the middle never import each other. The demo is a client like any other.
-# Measurements look at the engine from within and at a system from without.
+# Measurements look at the engine from within and at a system from without. The simulator drives all, and nobody it.
 OURS: dict[str, frozenset[str]] = {
     "baton": frozenset(),
     "engine": frozenset({"baton"}),
@@ -26,6 +26,7 @@ OURS: dict[str, frozenset[str]] = {
     "router": frozenset({"baton", "discovery"}),
     "demo_model": frozenset({"baton"}),
     "bench": _MIDDLE | {"worker"},
+    "sim": _MIDDLE | {"worker", "prefill_worker", "decode_worker", "router"},
 }
 
 _TENSORS = frozenset({"torch", "triton", "numpy", "safetensors"})
@@ -46,6 +47,9 @@ BANNED: dict[str, frozenset[str]] = {
     "engine.request": _TENSORS,
     "engine.messages": _TENSORS,
     "engine.plan": _TENSORS,
+    "sim": frozenset({"torch", "triton", "safetensors", "transformers", "threading", "socket"}),
+    "sim.world": frozenset({"time"}),
+    "sim.loop": frozenset({"time"}),
     "kvtransfer": frozenset({"transformers"}),
     "kvtransfer.lifetimes": _TENSORS | _NETWORK,
 }

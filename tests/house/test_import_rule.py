@@ -48,6 +48,8 @@ def test_every_module_that_the_rule_names_exists() -> None:
         ("demo_model/x.py", "import engine.runner", "demo_model imports engine.runner"),
         ("baton/cli/x.py", "from bench import offline", "baton imports bench"),
         ("bench/x.py", "from router import placement", "bench imports router"),
+        ("router/x.py", "from sim import loop", "router imports sim"),
+        ("sim/loop.py", "import time", "sim.loop imports time"),
         ("worker/x.py", "import aiohttp", "only bench and router may"),
         ("router/x.py", "from torch import nn", "router.x imports torch"),
         ("router/x.py", "if TYPE_CHECKING:\n    import kvtransfer", "router imports kvtransfer"),
@@ -71,6 +73,7 @@ def test_a_planted_violation_is_found(tmp_path: Path, path: str, source: str, sa
     [
         ("worker/x.py", "import engine, kvtransfer, discovery, torch, grpc, baton.v1.worker_pb2"),
         ("decode_worker/x.py", "from worker import core"),
+        ("sim/x.py", "import router.relay, prefill_worker.handoff, decode_worker.admission, engine.engine"),
         ("router/x.py", "from discovery import directory"),
         ("discovery/x.py", "import redis.asyncio"),
         ("bench/x.py", "import aiohttp, torch, worker.build, engine.messages"),

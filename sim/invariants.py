@@ -1,0 +1,76 @@
+"""DESIGN.md's invariants, as questions to a world. They read, and change nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from baton.ids import BlockIndex
+from engine.block_pool import Hold
+
+if TYPE_CHECKING:
+    from sim.worker import Life
+    from sim.world import World
+
+
+def after_every_event(life: Life) -> Iterator[str]:
+    """Of the process that has just run. Cheap: counters alone."""
+    counts = life.pool.counts()
+    if counts.total != life.pool.num_blocks:
+        yield f"{life.node.name}: its blocks add up to {counts.total} of {life.pool.num_blocks}: {counts}"
+    if min(counts.free, counts.cached, counts.active, counts.offered, counts.landing, counts.quarantined) < 0:
+        yield f"{life.node.name}: a negative count of blocks: {counts}"
+
+
+def of_the_books(life: Life) -> Iterator[str]:
+    """What the counters stand for, counted again block by block."""
+    pool, counts = life.pool, life.pool.counts()
+    states = Counter(pool._state(BlockIndex(block)) for block in range(pool.num_blocks))
+    told = {
+        Hold.ACTIVE: counts.active,
+        Hold.OFFERED: counts.offered,
+        Hold.LANDING: counts.landing,
+        Hold.QUARANTINED: counts.quarantined,
+        None: counts.free + counts.cached,
+    }
+    for state, count in told.items():
+        if states[state] != count:
+            name = "unheld" if state is None else state.name
+            yield f"{life.node.name}: {states[state]} blocks are {name}, the books say {count}"
+
+
+def at_exit(life: Life) -> Iterator[str]:
+    """A worker that has drained in time says that it is done: nobody else may read or write its blocks any more."""
+    counts = life.pool.counts()
+    if counts.offered or counts.landing or counts.quarantined:
+        yield f"{life.node.name}: it has drained and holds blocks: {counts}"
+    if life.ledger is not None and life.ledger.live():
+        yield f"{life.node.name}: it has drained and offers {', '.join(map(str, life.ledger.live()))}"
+
+
+def at_rest(world: World) -> Iterator[str]:
+    """Everybody lives, nothing is asked: nothing may be held."""
+    for life in world.lives.values():
+        name, counts = life.node.name, life.pool.counts()
+        if counts.available != counts.total:
+            yield f"{name}: an idle worker holds blocks: {counts}"
+        if life.swap.available != life.swap.num_slots:
+            yield f"{name}: an idle worker holds {life.swap.num_slots - life.swap.available} swap slots"
+        if life.core.open_attempts:
+            yield f"{name}: attempts are open: {', '.join(map(str, life.core.open_attempts))}"
+        if life.engine.scheduler.open_requests():
+            yield f"{name}: the engine has open requests"
+        if life.ledger is not None and (life.ledger.live() or life.ledger.draining):
+            yield f"{name}: block sets are live at its ledger: {life.ledger.counts()}, {life.ledger.draining} draining"
+        if life.puller is not None and life.puller.counts():
+            yield f"{name}: landings are under way: {life.puller.counts()}"
+        yield from of_the_books(life)
+        told = world.redis.blocks.get((life.record.id, life.record.incarnation), frozenset())
+        if told != frozenset(life.pool._by_hash):
+            yield f"{name}: it is said to hold {len(told)} named blocks and holds {len(life.pool._by_hash)}"
+    if world.relay.open_requests:
+        yield f"router: {world.relay.open_requests} requests are open"
+    for session in world.workers.sessions():
+        if len(session.attempts):
+            yield f"router: {len(session.attempts)} attempts are open at {session.peer.key.id}"

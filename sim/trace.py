@@ -1,0 +1,33 @@
+"""What happened, in order: a running hash of everything, by which two runs are compared, and lines for a reader."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+
+class Trace:
+    def __init__(self, now: Callable[[], float], *, story: bool) -> None:
+        """With `story`, messages and steps are told as well; they are hashed either way."""
+        self.story = story
+        self.events = 0
+        self.lines: list[str] = []
+        self._now = now
+        self._hash = hashlib.blake2b(digest_size=8)
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    def note(self, text: str) -> None:
+        """Something that a reader wants to know."""
+        self.count(text.encode())
+        self.lines.append(f"{self._now():9.4f}  {text}")
+
+    def count(self, data: bytes, tell: Callable[[], str] | None = None) -> None:
+        """One event. `tell` makes its line, where a story is wanted; an empty line is left out."""
+        self.events += 1
+        self._hash.update(f"{self._now():.9f}|".encode())
+        self._hash.update(data)
+        if self.story and tell is not None and (line := tell()):
+            self.lines.append(f"{self._now():9.4f}  {line}")

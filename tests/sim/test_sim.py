@@ -1,0 +1,85 @@
+"""The simulator itself: seeds hold their invariants, replay exactly, and damage is found."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sim import model
+from sim.__main__ import main
+from sim.memory import SimMemory
+from sim.run import run_seed
+
+SEEDS, PART = 300, 50
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, PART))
+def test_no_seed_breaks_an_invariant(first: int) -> None:
+    for seed in range(first, first + PART):
+        assert not run_seed(seed).broken, f"baton sim --seeds 1 --first-seed {seed} --story"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("first", range(SEEDS, 20_000, 1000))
+def test_no_seed_of_many_breaks_an_invariant(first: int) -> None:
+    for seed in range(first, first + 1000):
+        assert not run_seed(seed).broken, f"baton sim --seeds 1 --first-seed {seed} --story"
+
+
+def test_a_seed_replays_exactly() -> None:
+    first = [run_seed(seed) for seed in range(10)]
+    again = [run_seed(seed) for seed in reversed(range(10))]
+    assert [outcome.digest for outcome in first] == [outcome.digest for outcome in reversed(again)]
+    assert len({outcome.digest for outcome in first}) == 10
+
+
+def test_a_seed_replays_exactly_in_another_process() -> None:
+    """Whatever the order of sets and the addresses in memory are there."""
+    script = "from sim.run import run_seed; print(*[run_seed(seed).digest for seed in range(20, 30)])"
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": str(number)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        ).stdout
+        for number in (1, 2)
+    }
+    assert told == {" ".join(run_seed(seed).digest for seed in range(20, 30)) + "\n"}
+
+
+def test_a_story_changes_nothing_and_tells_who_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seeds", "1", "--first-seed", "3", "--story"]) == 0
+    told = capsys.readouterr().out
+    assert "r0 asks" in told
+    assert "submit r0#1" in told
+    assert run_seed(3, story=True).digest == run_seed(3).digest
+
+
+def test_seeds_reach_the_states_that_matter() -> None:
+    """A simulator in which nothing happens finds nothing."""
+    outcomes = [run_seed(seed, story=True) for seed in range(40)]
+    told = "\n".join(line for outcome in outcomes for line in outcome.lines)
+    for what in ("is killed", "is stopped", "breaks", "Redis", "claim", "refused", "landed", "cancel", "is answered"):
+        assert what in told, what
+    assert sum(outcome.answered for outcome in outcomes) > 0.3 * sum(outcome.requests for outcome in outcomes)
+
+
+def test_a_token_depends_on_every_entry_before_it() -> None:
+    prompt = list(range(20, 40))
+    right = model.answer(prompt, 4)
+    for at in range(len(prompt)):
+        assert model.answer([*prompt[:at], prompt[at] + 1, *prompt[at + 1 :]], 4) != right
+
+
+def test_a_block_that_is_taken_holds_nothing_of_its_last_use() -> None:
+    memory = SimMemory(2, 4)
+    memory.write(1, memoryview(b"\1" * memory.block_bytes))
+    memory.generations[1] += 1
+    memory.on_take(1)  # type: ignore[arg-type]
+    assert b"\1\1" not in bytes(memory.read(1))
