@@ -36,6 +36,7 @@ COPY decode_worker/ decode_worker/
 COPY router/ router/
 COPY demo_model/ demo_model/
 COPY bench/ bench/
+COPY sim/ sim/
 RUN pip install --no-build-isolation --no-deps . && \
     pip check && \
     python -I -m engine.kernels.cpu.build && \
