@@ -127,6 +127,11 @@ class RoutingConfig:
         "an uncached prompt suffix of at most so many tokens is prefilled on the decode worker",
         **at_least(0),
     )
+    fetch_prefix_tokens: int = setting(
+        256,
+        "least tokens of a prompt's beginning that are fetched from a worker which holds them; 0: never",
+        **at_least(0),
+    )
     request_timeout_seconds: float = setting(600.0, "deadline of requests that bring none", **at_least(0.001))
     resume_timeout_seconds: float = setting(
         30.0, "how long a stream that lost its worker waits for another", **at_least(0)

@@ -16,7 +16,7 @@ import grpc.aio
 
 from baton.clock import Clock
 from baton.errors import HandoffFailed, InternalError, PeerLost, RequestCancelled
-from baton.ids import AttemptId, BlockRef, WorkerId
+from baton.ids import AttemptId, BlockHash, BlockRef, WorkerId
 from baton.layout import KVLayout
 from baton.metrics import TransferMetrics
 from baton.rpc import OpenChannel, open_channel
@@ -36,6 +36,8 @@ from kvtransfer.transports.chooser import Connector
 log = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 5.0
+BORROW_SECONDS = 3.0
+"""In which a worker says what it lends. Blocks of this worker's own are reserved meanwhile."""
 
 OnVerified = Callable[[AttemptId, Sequence[BlockRef], int], None]
 """Told of a block set, and of its first position that was missing, between verification and commit: nobody may read
@@ -104,6 +106,30 @@ class Puller:
             if answer.WhichOneof("message") != "renewed":
                 raise refusal_error(answer.refused, source)
             deadline = asked + ticket.lease_seconds
+
+    async def borrow(
+        self, lender: WorkerId, address: str, incarnation: int, id: AttemptId, hashes: Sequence[BlockHash]
+    ) -> Ticket:
+        """Asks a worker for blocks by name, parents before children: the ticket of those, from the first on, that it
+        has. Raises a HandoffFailed where it has none, or does not answer."""
+        source = f"{lender} at {address}"
+        request = pb.LendRequest(
+            incarnation=incarnation,
+            request_id=id.request_id,
+            attempt=id.attempt,
+            layout_fingerprint=self._layout.fingerprint,
+            worker_id=self._worker_id,
+            hashes=hashes,
+        )
+        try:
+            async with self._channels.to(address) as channel:
+                answer = await transfer_pb2_grpc.TransferStub(channel).Lend(request, timeout=BORROW_SECONDS)
+        except grpc.RpcError as error:
+            self._channels.forget(address)
+            raise PeerLost(f"{source} does not lend its blocks: {_words(error)}") from None
+        if answer.WhichOneof("message") != "ticket":
+            raise refusal_error(answer.refused, source)
+        return Ticket.from_proto(answer.ticket)
 
     async def pull(self, ticket: Ticket, id: AttemptId, destination: Sequence[BlockRef], first_missing: int) -> Landed:
         """`land` and wait. Cancelled, it cancels the landing. Either way, when it ends nobody writes any more."""
@@ -187,3 +213,7 @@ class Puller:
             self._live[old] -= 1
         if new.value in LIVE:
             self._live[new] += 1
+
+
+def _words(error: grpc.RpcError) -> str:
+    return (error.details() if isinstance(error, grpc.aio.AioRpcError) else None) or str(error)

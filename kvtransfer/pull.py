@@ -76,6 +76,7 @@ class Pull:
         self._missing = len(destination) - first_missing
         self._verified = 0
         self._first_token: int | None = None
+        self._prefilled = False
         self._claim_sent = False
         self._claimed = asyncio.Event()
         self._complete = asyncio.Event()
@@ -140,7 +141,6 @@ class Pull:
                     task.cancel()
         except BaseExceptionGroup as failures:
             raise _first_of(failures) from None
-        assert self._first_token is not None, "complete only with the first token"
         if not self._landing.verify():
             raise VerifyFailed("a writer is left although every block has landed")
         self._check_reservation()
@@ -167,7 +167,9 @@ class Pull:
                     for start in range(0, len(positions), self._batch):
                         group.create_task(self._bring(positions[start : start + self._batch]))
                 case "prefilled":
-                    self._first_token = message.prefilled.token_id
+                    prefilled = message.prefilled
+                    self._first_token = prefilled.token_id if prefilled.HasField("token_id") else None
+                    self._prefilled = True
                     self._check_complete()
                 case "renewed":
                     self._take_lease(message.renewed.lease_ms)
@@ -288,7 +290,7 @@ class Pull:
     # --- checks
 
     def _check_complete(self) -> None:
-        if self._first_token is not None and self._verified == self._missing:
+        if self._prefilled and self._verified == self._missing:
             self._complete.set()
 
     def _check_lease(self) -> None:

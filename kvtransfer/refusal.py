@@ -18,6 +18,7 @@ class RefusalReason(Enum):
     ABORTED = "aborted"
     MALFORMED = "malformed"
     ALREADY_CLAIMED = "already_claimed"
+    NOT_HELD = "not_held"
 
 
 _TO_WIRE = {
@@ -28,6 +29,7 @@ _TO_WIRE = {
     RefusalReason.ABORTED: pb.REFUSAL_REASON_ABORTED,
     RefusalReason.MALFORMED: pb.REFUSAL_REASON_MALFORMED,
     RefusalReason.ALREADY_CLAIMED: pb.REFUSAL_REASON_ALREADY_CLAIMED,
+    RefusalReason.NOT_HELD: pb.REFUSAL_REASON_NOT_HELD,
 }
 _FROM_WIRE = {wire: reason for reason, wire in _TO_WIRE.items()}
 _ERRORS: dict[RefusalReason, type[HandoffFailed]] = {

@@ -6,6 +6,8 @@ rules allow. A cost is in prompt tokens: the time that computing so many of them
 The rules. A decode worker computes the prompt itself (LOCAL) where what it lacks is short, or no prefill worker is
 there; a unified worker always does. Otherwise a prefill worker computes it and the decode worker receives it (REMOTE).
 Nobody who is not ready, is excluded, or could never hold the prompt is ever picked. Those with room are preferred.
+
+Whoever computes the prompt fetches its beginning from a worker that holds more of it, where that is worth it.
 """
 
 from __future__ import annotations
@@ -78,6 +80,15 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefix:
+    """The first blocks of a request, where somebody else than the one who needs them has them."""
+
+    holder: WorkerKey | None
+    """None: they were offered already, by a worker that the request moves away from."""
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
 class Need:
     """What is to be placed."""
 
@@ -85,6 +96,10 @@ class Need:
     """The prompt, and what earlier attempts generated."""
     block_size: int
     local_prefill_tokens: int
+    fetch_prefix_tokens: int = 0
+    """Least that is worth fetching; 0: nothing is."""
+    offered_blocks: int = 0
+    """That the request brings along from a worker that it moves away from."""
     excluded: frozenset[WorkerKey] = frozenset()
 
 
@@ -95,7 +110,10 @@ class Score:
     key: WorkerKey
     way: Way
     missing_tokens: int
+    """Of the prompt, to be computed, or to be received."""
     terms: Mapping[str, float] = field(hash=False)
+    prefix: Prefix | None = None
+    """What is to be fetched before the rest is computed."""
 
     @property
     def cost(self) -> float:
@@ -117,6 +135,11 @@ class Placement:
     decode_score: Score
     prefill_score: Score | None
 
+    @property
+    def prefix(self) -> Prefix | None:
+        """For the worker that computes the prompt."""
+        return (self.prefill_score or self.decode_score).prefix
+
     def __str__(self) -> str:
         if self.prefill_score is None:
             return f"local on {self.decode_score}"
@@ -130,12 +153,13 @@ TieBreaker = Callable[[WorkerKey], float]
 def place(candidates: Sequence[Candidate], need: Need, tie_breaker: TieBreaker = lambda key: 0.0) -> Placement | None:
     """Deterministic for a given tie-breaker. None: there is nobody now who could serve it."""
     usable = [c for c in candidates if _usable(c, need)]
+    holders = sorted(candidates, key=lambda c: (-c.cached_blocks, tie_breaker(c.key), c.key))[:2]
 
     def order(score: Score) -> tuple[float, float, WorkerKey]:
         return score.cost, tie_breaker(score.key), score.key
 
-    prefill = min((_score_prefill(c, need) for c in usable if c.role is Role.PREFILL), key=order, default=None)
-    options = [_score_decode(c, need, prefill is not None) for c in usable if c.role.decodes]
+    prefill = min((_score_prefill(c, need, holders) for c in usable if c.role is Role.PREFILL), key=order, default=None)
+    options = [_score_decode(c, need, holders, prefill is not None) for c in usable if c.role.decodes]
     if not options:
         return None
 
@@ -158,33 +182,59 @@ def _usable(candidate: Candidate, need: Need) -> bool:
     )
 
 
-def _missing_tokens(candidate: Candidate, need: Need) -> int:
+def _missing_tokens(cached_blocks: int, need: Need) -> int:
     """At least 1: the last token is always computed, for the next one is drawn from it."""
-    return max(need.num_tokens - candidate.cached_blocks * need.block_size, 1)
+    return max(need.num_tokens - cached_blocks * need.block_size, 1)
 
 
-def _score_prefill(candidate: Candidate, need: Need) -> Score:
-    missing = _missing_tokens(candidate, need)
+def _prefix(candidate: Candidate, need: Need, holders: Sequence[Candidate]) -> Prefix | None:
+    """What the candidate had better fetch than compute."""
+    if need.offered_blocks > candidate.cached_blocks:
+        return Prefix(None, need.offered_blocks)
+    holder = next((h for h in holders if h.key != candidate.key), None)
+    if holder is None or not need.fetch_prefix_tokens or holder.state is State.UNREACHABLE:
+        return None
+    gained = _missing_tokens(candidate.cached_blocks, need) - _missing_tokens(holder.cached_blocks, need)
+    return Prefix(holder.key, holder.cached_blocks) if gained >= need.fetch_prefix_tokens else None
+
+
+def _computing(candidate: Candidate, need: Need, holders: Sequence[Candidate]) -> tuple[int, Prefix | None, float]:
+    """Tokens that are left to compute here, what is fetched before that, and what fetching costs."""
+    prefix = _prefix(candidate, need, holders)
+    alone = _missing_tokens(candidate.cached_blocks, need)
+    if prefix is None:
+        return alone, None, 0.0
+    missing = _missing_tokens(prefix.num_blocks, need)
+    return missing, prefix, TRANSFER_COST * (alone - missing)
+
+
+def _score_prefill(candidate: Candidate, need: Need, holders: Sequence[Candidate]) -> Score:
+    missing, prefix, fetch = _computing(candidate, need, holders)
     terms = {
         "compute": float(missing),
+        "fetch": fetch,
         "queued": float(candidate.queued_tokens),
-        "room": _room_term(candidate, missing, need),
+        "room": _room_term(candidate, need),
     }
-    return Score(candidate.key, Way.REMOTE, missing, terms)
+    return Score(candidate.key, Way.REMOTE, missing, terms, prefix)
 
 
-def _score_decode(candidate: Candidate, need: Need, can_prefill_elsewhere: bool) -> Score:
-    missing = _missing_tokens(candidate, need)
-    local = candidate.role is Role.UNIFIED or missing <= need.local_prefill_tokens or not can_prefill_elsewhere
-    terms = {
-        ("compute" if local else "transfer"): missing * (1.0 if local else TRANSFER_COST),
+def _score_decode(
+    candidate: Candidate, need: Need, holders: Sequence[Candidate], can_prefill_elsewhere: bool
+) -> Score:  # fmt: skip
+    missing, prefix, fetch = _computing(candidate, need, holders)
+    waits = {
         "queued": float(candidate.queued_tokens),
         "streams": STREAM_COST * candidate.streams,
-        "room": _room_term(candidate, missing + need.block_size, need),
+        "room": _room_term(candidate, need, growth=1),
     }
-    return Score(candidate.key, Way.LOCAL if local else Way.REMOTE, missing, terms)
+    if candidate.role is Role.UNIFIED or missing <= need.local_prefill_tokens or not can_prefill_elsewhere:
+        return Score(candidate.key, Way.LOCAL, missing, {"compute": float(missing), "fetch": fetch} | waits, prefix)
+    received = _missing_tokens(candidate.cached_blocks, need)
+    return Score(candidate.key, Way.REMOTE, received, {"transfer": TRANSFER_COST * received} | waits)
 
 
-def _room_term(candidate: Candidate, num_tokens: int, need: Need) -> float:
-    blocks = -(-num_tokens // need.block_size)
+def _room_term(candidate: Candidate, need: Need, growth: int = 0) -> float:
+    """Fetched or computed, what is not cached takes blocks."""
+    blocks = growth - (-_missing_tokens(candidate.cached_blocks, need) // need.block_size)
     return NO_ROOM_COST if blocks > candidate.available_blocks else 0.0

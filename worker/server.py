@@ -63,6 +63,7 @@ class Surroundings:
     record: WorkerRecord
     built: Built
     metrics: TransferMetrics
+    worker_metrics: WorkerMetrics
     server: grpc.aio.Server
     """To add a service to, before it starts."""
     stack: AsyncExitStack
@@ -110,13 +111,16 @@ async def _serve(part: str, role: WorkerRole, config: WorkerConfig, make_role: M
             on_events=lambda events, now: _hop(loop, lambda: core.on_engine_events(events, now)),
             on_failure=lambda error: _hop(loop, lambda: failed(error)),
         )
-        surroundings = Surroundings(config, record, built, TransferMetrics(metrics), doors.server, stack)
+        worker_metrics = WorkerMetrics(metrics)
+        surroundings = Surroundings(
+            config, record, built, TransferMetrics(metrics), worker_metrics, doors.server, stack
+        )  # fmt: skip
         core = WorkerCore(
             lambda core: make_role(core, engine.send, surroundings),
             vocab_size=built.vocab_size,
             block_events=registration,
             request_metrics=RequestMetrics(metrics, name),
-            metrics=WorkerMetrics(metrics),
+            metrics=worker_metrics,
         )
         service = WorkerService(core, _hello(record, built))
         worker_pb2_grpc.add_WorkerServicer_to_server(service, doors.server)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
+from baton.clock import Clock
 from baton.errors import HandoffFailed
 from baton.hashing import block_hashes, root_hash
 from baton.ids import AttemptId, BlockHash, BlockIndex, BlockRef, Generation, Incarnation, TransferId, WorkerId
-from baton.metrics import Metrics, RequestMetrics, WorkerMetrics
+from baton.layout import KVLayout
+from baton.metrics import Metrics, RequestMetrics, TransferMetrics, WorkerMetrics
 from baton.sampling import SamplingParams
 from baton.v1 import inference_pb2, transfer_pb2, worker_pb2
 from engine.block_pool import BlockPool
 from engine.engine import Engine
 from engine.messages import Command
 from engine.scheduler import Scheduler, SchedulerLimits
+from kvtransfer.gate import ReadPermits
 from kvtransfer.landing import Landed, Landing
+from kvtransfer.memory import HostMemory
+from kvtransfer.source import SourceLedger
 from kvtransfer.ticket import Ticket
 from tests.engine.scripted_runner import VOCAB, ScriptedRunner, next_token
 from worker.core import WorkerCore
@@ -25,6 +31,7 @@ from worker.session import Session
 
 BLOCK = 4
 FINGERPRINT = b"model"
+LEASE = 10.0
 
 
 class Rig:
@@ -166,6 +173,22 @@ class ScriptedPuller:
         assert landing.verify()
         token = next_token(list(prompt)) if first_token is None else first_token
         landing.commit(Landed(token, len(blocks), 64 * len(blocks), 0.001, "shm"))
+
+
+def make_ledger(clock: Clock, executor: Executor, on_terminal: Callable[[AttemptId], None]) -> SourceLedger:
+    return SourceLedger(
+        memory=HostMemory.create(32, 64),
+        layout=KVLayout(1, 1, BLOCK, 4, "float32", FINGERPRINT),
+        worker_id=WorkerId("p"),
+        address="127.0.0.1:1",
+        incarnation=Incarnation(7),
+        lease_seconds=LEASE,
+        on_terminal=on_terminal,
+        clock=clock,
+        metrics=TransferMetrics(Metrics()),
+        executor=executor,
+        permits=ReadPermits(),
+    )
 
 
 def ticket_for(prompt: Sequence[int], attempt: int = 0) -> transfer_pb2.Ticket:

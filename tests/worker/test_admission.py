@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from baton.clock import ManualClock
 from baton.errors import PeerLost
+from baton.metrics import Metrics, WorkerMetrics
 from baton.sampling import SamplingParams
 from baton.v1 import transfer_pb2, worker_pb2
 from decode_worker.admission import Admission
 from tests.engine.scripted_runner import continuation
-from tests.worker.rig import Rig, ScriptedPuller, proto_id, ticket_for
+from tests.worker.rig import Rig, ScriptedPuller, make_ledger, proto_id, ticket_for
+from worker.fetching import Fetching
+from worker.lending import Lending
 
 PROMPT = [n % 50 for n in range(3, 25)]
 RECEIVE = worker_pb2.TASK_RECEIVE
@@ -26,7 +31,12 @@ async def rig() -> Rig:
 def make_rig(blocks: int = 32) -> Rig:
     def make_role(core, send, rig):  # type: ignore[no-untyped-def]  # as WorkerCore and Rig say
         rig.puller = ScriptedPuller(rig)
-        return Admission(core, rig.puller, send)
+        rig.ledger = make_ledger(
+            ManualClock(), ThreadPoolExecutor(1), lambda request_id: admission.set_over(request_id)
+        )
+        fetching = Fetching(core, rig.puller, send, WorkerMetrics(Metrics()))
+        admission = Admission(core, rig.puller, Lending(rig.ledger, send), fetching, send)
+        return admission
 
     return Rig(make_role, blocks)
 
