@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from baton.clock import ManualClock
 from baton.errors import PeerLost
-from baton.metrics import Metrics, WorkerMetrics
 from baton.sampling import SamplingParams
 from baton.v1 import transfer_pb2, worker_pb2
 from decode_worker.admission import Admission
 from tests.engine.scripted_runner import continuation
-from tests.worker.rig import Rig, ScriptedPuller, make_ledger, proto_id, ticket_for
-from worker.fetching import Fetching
-from worker.lending import Lending
+from tests.worker.rig import Rig, make_rig, proto_id, ticket_for
 
 PROMPT = [n % 50 for n in range(3, 25)]
 RECEIVE = worker_pb2.TASK_RECEIVE
@@ -25,20 +20,7 @@ RECEIVE = worker_pb2.TASK_RECEIVE
 
 @pytest.fixture
 async def rig() -> Rig:
-    return make_rig()
-
-
-def make_rig(blocks: int = 32) -> Rig:
-    def make_role(core, send, rig):  # type: ignore[no-untyped-def]  # as WorkerCore and Rig say
-        rig.puller = ScriptedPuller(rig)
-        rig.ledger = make_ledger(
-            ManualClock(), ThreadPoolExecutor(1), lambda request_id: admission.set_over(request_id)
-        )
-        fetching = Fetching(core, rig.puller, send, WorkerMetrics(Metrics()))
-        admission = Admission(core, rig.puller, Lending(rig.ledger, send), fetching, send)
-        return admission
-
-    return Rig(make_role, blocks)
+    return make_rig(Admission)
 
 
 def hand_over(rig: Rig, ticket: transfer_pb2.Ticket | None = None) -> None:
@@ -178,7 +160,7 @@ async def test_a_failed_landing_with_a_writer_is_quarantined_until_it_has_gone(r
 
 
 async def test_while_there_is_no_room_the_offer_is_kept(rig: Rig) -> None:
-    rig = make_rig(blocks=8)
+    rig = make_rig(Admission, blocks=8)
     long = rig.submit(worker_pb2.TASK_LOCAL, PROMPT, attempt=9, count=9)
     await rig.turn(3)
     rig.submit(RECEIVE, PROMPT[::-1])
@@ -192,7 +174,7 @@ async def test_while_there_is_no_room_the_offer_is_kept(rig: Rig) -> None:
 
 
 async def test_an_offer_that_is_over_while_waiting_is_a_failed_handoff(rig: Rig) -> None:
-    rig = make_rig(blocks=8)
+    rig = make_rig(Admission, blocks=8)
     rig.submit(worker_pb2.TASK_LOCAL, PROMPT, attempt=9, count=9)
     await rig.turn(3)
     rig.submit(RECEIVE, PROMPT[::-1])

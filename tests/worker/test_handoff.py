@@ -3,42 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from baton.clock import ManualClock
 from baton.ids import WorkerId
-from baton.metrics import Metrics, WorkerMetrics
 from baton.v1 import worker_pb2
 from kvtransfer.source import Claimant, ClaimRequest
 from kvtransfer.ticket import Ticket
 from prefill_worker.handoff import Handoff
 from tests.engine.scripted_runner import next_token
-from tests.worker.rig import LEASE, Rig, ScriptedPuller, make_ledger, proto_id
-from worker.fetching import Fetching
-from worker.lending import Lending
+from tests.worker.rig import LEASE, Rig, make_rig, proto_id
 
 PROMPT = [n % 50 for n in range(3, 25)]
 PREFILL = worker_pb2.TASK_PREFILL
 
 
 @pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    clock = ManualClock()
-    executor = ThreadPoolExecutor(1)
-
-    def make_role(core, send, rig):  # type: ignore[no-untyped-def]  # as WorkerCore and Rig say
-        rig.clock = clock
-        rig.ledger = make_ledger(clock, executor, lambda request_id: rig.role.set_over(request_id))
-        rig.puller = ScriptedPuller(rig)
-        fetching = Fetching(core, rig.puller, send, WorkerMetrics(Metrics()))
-        rig.role = Handoff(core, rig.ledger, Lending(rig.ledger, send), fetching, send)
-        return rig.role
-
-    yield Rig(make_role)
-    executor.shutdown()
+async def rig() -> Rig:
+    return make_rig(Handoff)
 
 
 def claim(rig: Rig) -> Claimant:
