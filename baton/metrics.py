@@ -122,6 +122,11 @@ class TransferMetrics:
         )
         self.ended = metrics._counter("baton_kv_transfers_ended", "Block sets by terminal state.", "state")
         self.bytes = metrics._counter("baton_kv_transfer_bytes", "Bytes of KV blocks pulled.", "transport")
+        self.hidden_bytes = metrics._counter(
+            "baton_kv_transfer_hidden_bytes",
+            "Of the bytes pulled, those that had landed when their source had computed the whole prompt.",
+            "transport",
+        )
         self.seconds = metrics._histogram(
             "baton_kv_transfer_seconds", "From claim to commit of a block set.", _SECONDS, "transport"
         )

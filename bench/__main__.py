@@ -1,4 +1,4 @@
-"""`python -m bench engine|serve`: where `baton bench` ends up, which itself loads neither torch nor aiohttp."""
+"""`python -m bench engine|serve|handoff`: where `baton bench` ends up, which itself loads neither torch nor aiohttp."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ def _run(command: str, argv: Sequence[str]) -> int:
             from bench import offline
 
             return offline.main(argv)
+        if command == "handoff":
+            from bench import handoff
+
+            return handoff.main(argv)
         from bench import online
 
         return online.main(argv)

@@ -170,6 +170,8 @@ class Pull:
                     prefilled = message.prefilled
                     self._first_token = prefilled.token_id if prefilled.HasField("token_id") else None
                     self._prefilled = True
+                    hidden = self._metrics.hidden_bytes.labels(transport=self._transport)
+                    hidden.inc(self._verified * self._memory.block_bytes)
                     self._check_complete()
                 case "renewed":
                     self._take_lease(message.renewed.lease_ms)

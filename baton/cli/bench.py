@@ -1,4 +1,4 @@
-"""`baton bench engine|serve`: hands over to `bench`, which needs what workers and routers need and this does not."""
+"""`baton bench engine|serve|handoff`: hands over to `bench`, which needs what workers and routers do."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from baton.errors import ConfigError
 COMMANDS = {
     "engine": "the engine alone, offline: throughput, steps, prefill, beside the machine's limits and peers",
     "serve": "servers that speak OpenAI's completions, online: latencies and goodput by rate",
+    "handoff": "prefill and decode on two workers beside a unified one: first token, handoff gap",
 }
 
 
