@@ -177,6 +177,7 @@ def _figures(config: HandoffBenchConfig, turns: dict[str, list[Turn]]) -> list[F
     found += [figure("handoff gap", side, "ms", [1e3 * t.gap for t in of]) for side, of in turns.items()]
     last = apart[0].moved * min(config.chunk_tokens / config.prompt_tokens, 1.0)
     found.append(figure("bytes of the last chunk, by memcpy", "apart", "ms", _copies(int(last))))
-    hidden = [100 * t.hidden / t.moved for t in apart if t.moved]
-    found.append(figure("hidden behind the prefill", "apart", "%", hidden))
+    hidden = tuple(100 * t.hidden / t.moved for t in apart if t.moved)
+    case = found[0].case
+    found.append(Figure("hidden behind the prefill", case, "apart", "%", hidden, more_is_better=True))
     return found
