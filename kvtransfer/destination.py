@@ -121,12 +121,12 @@ class Puller:
             worker_id=self._worker_id,
             hashes=hashes,
         )
-        try:
-            async with self._channels.to(address) as channel:
+        async with self._channels.to(address) as channel:
+            try:
                 answer = await transfer_pb2_grpc.TransferStub(channel).Lend(request, timeout=BORROW_SECONDS)
-        except grpc.RpcError as error:
-            self._channels.forget(address)
-            raise PeerLost(f"{source} does not lend its blocks: {_words(error)}") from None
+            except grpc.RpcError as error:
+                self._channels.forget(address)
+                raise PeerLost(f"{source} does not lend its blocks: {_words(error)}") from None
         if answer.WhichOneof("message") != "ticket":
             raise refusal_error(answer.refused, source)
         return Ticket.from_proto(answer.ticket)

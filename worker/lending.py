@@ -55,15 +55,25 @@ class Lending:
             answer = self._asked[request.id] = asyncio.get_running_loop().create_future()
             self._send(Lend(request.id, request.hashes))
         try:
-            return await asyncio.wait_for(asyncio.shield(answer), ANSWER_SECONDS)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await asyncio.shield(answer)
         except TimeoutError:
+            answer.cancel()
             return None
+        except asyncio.CancelledError:
+            if answer.cancelled():
+                return None  # another who asked for the same has gone
+            if not answer.cancel():
+                self.abort(request.id)  # it was offered in this very moment
+            raise
 
     def on_lent(self, event: Lent) -> None:
-        answer = self._asked.pop(event.id, None)
+        answer = self._asked.pop(event.id)
         ticket = self._offer(event.id, event.blocks) if event.blocks else None
-        if answer is not None and not answer.done():
+        if not answer.done():
             answer.set_result(ticket)
+        else:
+            self.abort(event.id)  # nobody waits for it any more
 
     def on_moved(self, event: Offered) -> Ticket:
         """A stream goes on elsewhere: what it has computed is there for whoever takes it on."""

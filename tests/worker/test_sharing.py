@@ -20,6 +20,7 @@ from prefill_worker.handoff import Handoff
 from tests.engine.scripted_runner import continuation, next_token
 from tests.worker.rig import BLOCK, FINGERPRINT, LEASE, Rig, make_rig, proto_id
 from tests.worker.test_admission import landing as received
+from worker import lending
 from worker.lending import MAX_LENT
 
 PROMPT = [n % 50 for n in range(3, 25)]
@@ -285,15 +286,26 @@ async def test_a_lender_has_a_limit(rig: Rig) -> None:
     rig.assert_idle()
 
 
-async def test_who_no_longer_listens_holds_nothing_beyond_the_lease(rig: Rig) -> None:
+@pytest.mark.parametrize("heard", [True, False], ids=["heard before the offer", "heard behind it"])
+async def test_for_one_who_has_gone_nothing_is_held(rig: Rig, heard: bool) -> None:
     await cached(rig)
     asking = ask(rig, NAMES)
+    repeat = ask(rig, NAMES)
     await asyncio.sleep(0)
     asking.cancel()
-    await rig.turn()
-    assert rig.pool.counts().offered == 5
-    rig.clock.advance(LEASE)
-    rig.ledger.reap()
+    if heard:
+        await asyncio.sleep(0)
+    await rig.settle()
+    await asyncio.gather(repeat, return_exceptions=True)
+    assert rig.ledger.live() == ()
+    rig.assert_idle()
+
+
+async def test_an_engine_that_is_slow_to_answer_lends_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lending, "ANSWER_SECONDS", 0.01)
+    await cached(rig)
+    with pytest.raises(Refusal):
+        await ask(rig, NAMES)
     await rig.settle()
     rig.assert_idle()
 
