@@ -16,7 +16,7 @@ from baton.errors import PeerLost, TransferRefused
 from baton.ids import TransferId
 from kvtransfer.gate import Gate, ReadPermit, ReadPermits
 from kvtransfer.memory import PoolMemory
-from kvtransfer.transports.base import Endpoint, Fetched, Want
+from kvtransfer.transports.base import Endpoint, Fetched, Want, right
 
 NAME = "fake"
 _FETCHES = 4  # at once
@@ -165,7 +165,12 @@ class FakeConnection:
                 if admitted:
                     await network.sleep(network.random.uniform(0, faults.delay))
                     self._memory.write(want.destination, memoryview(data))
-        return results
+        return [
+            Fetched.DAMAGED
+            if result is Fetched.LANDED and not right(want, self._memory.read(want.destination))
+            else result
+            for want, result in zip(wants, results, strict=True)
+        ]
 
     async def close(self) -> None:
         self._closed = True

@@ -13,13 +13,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
-import numpy as np
-
 from baton.errors import TransferRefused
 from baton.ids import TransferId
+from kvtransfer.checksum import copy, copy_and_sum
 from kvtransfer.gate import Gate
 from kvtransfer.memory import HostMemory, PoolMemory
-from kvtransfer.transports.base import Endpoint, Fetched, Want
+from kvtransfer.transports.base import Endpoint, Fetched, Want, right
 
 NAME = "shm"
 _ADDRESS = struct.Struct("<HxxIII16s16s")  # version, pid, fd, uid, boot id, nonce
@@ -90,32 +89,42 @@ class ShmConnection:
                 if not admitted:
                     raise TransferRefused("the landing was given up")
                 before = [source.generation(want.source) for want in run]
-                self._copy_run(source, run)
+                right = self._copy_run(source, run)
                 after = [source.generation(want.source) for want in run]
-            results += [
-                Fetched.LANDED if b == a == want.generation else Fetched.STALE
-                for want, b, a in zip(run, before, after, strict=True)
-            ]
+            results += map(_fetched, run, before, after, right)
         return results
 
-    def _copy_run(self, source: HostMemory, run: Sequence[Want]) -> None:
-        first, count = run[0], len(run)
+    def _copy_run(self, source: HostMemory, run: Sequence[Want]) -> Sequence[bool]:
+        """Which of them have landed with the checksum that is wanted."""
+        first, count, size = run[0], len(run), source.block_bytes
         data = source.view(first.source, count)
         target = self._memory.view(first.destination, count)
-        if target is None:
+        if target is None:  # what is written is what is summed, whatever the source makes of its own meanwhile
+            data = memoryview(bytes(data))
             self._memory.write(first.destination, data)
-        else:
-            # numpy copies as fast as memcpy and without the interpreter lock, which a memoryview's assignment keeps
-            np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(data, np.uint8))
+            return [right(want, data[at * size : (at + 1) * size]) for at, want in enumerate(run)]
+        if first.checksum is None:
+            copy(data, target)
+            return [True] * count
+        places = [slice(at * size, (at + 1) * size) for at in range(count)]
+        return [copy_and_sum(data[at], target[at]) == want.checksum for at, want in zip(places, run, strict=True)]
+
+
+def _fetched(want: Want, before: int, after: int, right: bool) -> Fetched:
+    if not before == after == want.generation:
+        return Fetched.STALE
+    return Fetched.LANDED if right else Fetched.DAMAGED
 
 
 def _runs(wants: Sequence[Want]) -> Iterator[Sequence[Want]]:
-    """Splits where neighbours in the list are not neighbours in both pools: a run is one copy."""
+    """Splits where neighbours in the list are not neighbours in both pools, or where sums begin or end to be wanted: a
+    run is one copy."""
     start = 0
     for at in range(1, len(wants) + 1):
         if at < len(wants):
             last, want = wants[at - 1], wants[at]
-            if want.source == last.source + 1 and want.destination == last.destination + 1:
+            summed = (last.checksum is None) == (want.checksum is None)
+            if summed and want.source == last.source + 1 and want.destination == last.destination + 1:
                 continue
         if at > start:
             yield wants[start:at]
