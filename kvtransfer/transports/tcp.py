@@ -29,7 +29,7 @@ __all__ = ["NAME", "TcpConnection"]
 
 CONNECT_SECONDS = 3.0
 BLOCK_SECONDS = 5.0
-"""For the reply's header and for each block, or piece of small ones: after so long without one, the source is taken for lost."""
+"""For the reply's header and for each block, or piece of small ones: after so long the source is taken for lost."""
 MAX_IDLE_SOCKETS = 4
 _FETCHES = 8  # at once, each with a socket
 _FETCHED = {
