@@ -1,4 +1,4 @@
-"""`python -m bench engine|serve|transfer`: where `baton bench` ends up, which itself loads neither torch nor aiohttp."""
+"""`python -m bench engine|serve|transfer`: where `baton bench` ends up, which loads neither torch nor aiohttp."""
 
 from __future__ import annotations
 

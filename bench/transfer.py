@@ -1,9 +1,9 @@
 """`baton bench transfer`: what pulling blocks costs beside the plainest way of moving as many bytes.
 
 Between two processes of this machine, as on two workers of one host. In every round all sides take turns with blocks
-that have not been touched for as long as the pools are large, so that nothing is found in a cache. The plain sides move
-one contiguous piece; pulls move blocks that lie scattered in both pools, in fetches of the size that a worker makes, and
-verify them.
+that have not been touched for as long as the pools are large, so that nothing is found in a cache. The plain sides
+move one contiguous piece; pulls move blocks that lie scattered in both pools, in fetches of the size that a worker
+makes, and verify them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`baton bench engine|serve|transfer`: hands over to `bench`, which needs what workers and routers need.
+"""`baton bench engine|serve|transfer`: hands over to `bench`, which needs what workers and routers do."""
 
 from __future__ import annotations
 

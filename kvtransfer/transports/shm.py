@@ -33,20 +33,12 @@ def shm_endpoint(memory: HostMemory) -> Endpoint:
     return Endpoint(NAME, address)
 
 
-class ShmConnection:
-    def __init__(self, source: HostMemory, pid: int, memory: PoolMemory, executor: Executor) -> None:
-        """For `connect` alone."""
-        self._source: HostMemory | None = source
-        self._pid = pid
-        self._started = _start_time(pid)
-        self._memory = memory
-        self._executor = executor
-        self.slots = asyncio.Semaphore(_FETCHES)
+class Neighbour:
+    """A process of this host whose shared memory is mapped here."""
 
-    @classmethod
-    async def connect(cls, address: bytes, memory: PoolMemory, executor: Executor) -> ShmConnection:
-        """Raises TransferRefused where the source's memory can't be reached from here: another host or user, or the
-        process is gone."""
+    def __init__(self, address: bytes) -> None:
+        """Maps the memory that `shm_endpoint` tells of. Raises TransferRefused where it can't be reached from here:
+        another host or user, or the process is gone."""
         if len(address) != _ADDRESS.size:
             raise TransferRefused(f"a shm address has {_ADDRESS.size} bytes, not {len(address)}")
         version, pid, fd, uid, boot_id, nonce = _ADDRESS.unpack(address)
@@ -56,23 +48,42 @@ class ShmConnection:
             raise TransferRefused("the source runs on another host")
         if uid != os.getuid() and os.getuid() != 0:
             raise TransferRefused(f"the source runs as user {uid}, this process as {os.getuid()}")
-        loop = asyncio.get_running_loop()
-        source = await loop.run_in_executor(executor, HostMemory.attach, pid, fd, nonce)
-        if source.block_bytes != memory.block_bytes:
-            raise TransferRefused(
-                f"the source's blocks have {source.block_bytes} bytes, this pool's {memory.block_bytes}"
-            )
-        return cls(source, pid, memory, executor)
+        self._pid = pid
+        self._started = _start_time(pid)
+        self.memory = HostMemory.attach(pid, fd, nonce)
 
     @property
     def alive(self) -> bool:
         """A mapping keeps a dead process's memory, so this is to be asked now and then."""
-        return self._source is not None and _start_time(self._pid) == self._started
+        return self._started is not None and _start_time(self._pid) == self._started
+
+
+class ShmConnection:
+    def __init__(self, source: Neighbour, memory: PoolMemory, executor: Executor) -> None:
+        """For `connect` alone."""
+        self._source: Neighbour | None = source
+        self._memory = memory
+        self._executor = executor
+        self.slots = asyncio.Semaphore(_FETCHES)
+
+    @classmethod
+    async def connect(cls, address: bytes, memory: PoolMemory, executor: Executor) -> ShmConnection:
+        """Raises TransferRefused where the source's memory can't be reached from here."""
+        source = await asyncio.get_running_loop().run_in_executor(executor, Neighbour, address)
+        if source.memory.block_bytes != memory.block_bytes:
+            raise TransferRefused(
+                f"the source's blocks have {source.memory.block_bytes} bytes, this pool's {memory.block_bytes}"
+            )
+        return cls(source, memory, executor)
+
+    @property
+    def alive(self) -> bool:
+        return self._source is not None and self._source.alive
 
     async def fetch(self, transfer_id: TransferId, wants: Sequence[Want], gate: Gate) -> list[Fetched]:
-        source = self._source
-        if source is None:
+        if self._source is None:
             raise TransferRefused("the connection to the source's memory is closed")
+        source = self._source.memory
         for want in wants:
             if not 0 <= want.source < source.num_blocks:
                 raise TransferRefused(f"the source's pool has {source.num_blocks} blocks, not block {want.source}")
