@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 
-from baton.errors import PeerLost, TransferRefused
+from baton.errors import ConfigError, PeerLost, TransferRefused
 from baton.ids import TransferId
 from kvtransfer.gate import Gate
 from kvtransfer.memory import GENERATION_BYTES, NONCE_BYTES, HostMemory, PoolMemory
@@ -65,7 +65,10 @@ class NixlConnection:
             )
 
         def open_it() -> NixlConnection:
-            connection = cls(peer, memory, executor, read_seconds=read_seconds)
+            try:
+                connection = cls(peer, memory, executor, read_seconds=read_seconds)
+            except ConfigError as error:  # which is for those who start a worker
+                raise TransferRefused(error.message) from None
             connection._meet()
             return connection
 

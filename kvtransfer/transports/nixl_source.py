@@ -18,7 +18,7 @@ from kvtransfer.memory import HostMemory, PoolShape
 from kvtransfer.transports.base import MAX_ADDRESS_BYTES, Endpoint
 from kvtransfer.transports.nixl_agent import NAME, NixlAgent, NixlFailed
 
-_ADDRESS = struct.Struct("<HxxxxxxQQQ16sQ")  # version, address, num_blocks, block_bytes, nonce, metadata's checksum
+_ADDRESS = struct.Struct("<HxxxxxxQQQ16sQ")  # version, address, num_blocks, block_bytes, nonce, checksum of the rest
 _VERSION = 1
 _MAX_ADDRESS = 1 << 64
 
@@ -34,14 +34,14 @@ class NixlSource:
             self.close()
             raise ConfigError(f"--transport nixl: the KV pool can't be given to NIXL: {error}") from None
         metadata = self._agent.metadata()
-        head = _ADDRESS.pack(_VERSION, memory.address, *shape, memory.nonce, block_checksum(metadata))
-        if len(head) + len(metadata) > MAX_ADDRESS_BYTES:
+        address = NixlPeer(memory.address, shape, memory.nonce, metadata).pack()
+        if len(address) > MAX_ADDRESS_BYTES:
             self.close()
             raise ConfigError(
                 f"--transport nixl: NIXL's metadata are {len(metadata)} bytes, which is more than peers accept; "
                 "let UCX_NET_DEVICES name fewer devices"
             )
-        self._endpoint = Endpoint(NAME, head + metadata)
+        self._endpoint = Endpoint(NAME, address)
 
     def endpoint(self) -> Endpoint:
         return self._endpoint
@@ -63,16 +63,23 @@ class NixlPeer(NamedTuple):
 
     @classmethod
     def parse(cls, address: bytes) -> NixlPeer:
-        """Raises TransferRefused. NIXL reads the metadata by code of its own, which is shown none that are damaged."""
+        """Raises TransferRefused. What is damaged gets no further: NIXL reads the metadata by code of its own, and some
+        networks read whatever address they are told."""
         if len(address) <= _ADDRESS.size:
             raise TransferRefused(f"a nixl address has more than {_ADDRESS.size} bytes, not {len(address)}")
-        version, start, num_blocks, block_bytes, nonce, checksum = _ADDRESS.unpack_from(address)
+        version, start, num_blocks, block_bytes, nonce, _ = _ADDRESS.unpack_from(address)
         if version != _VERSION:
             raise TransferRefused(f"the nixl address has version {version}, not {_VERSION}")
         shape, metadata = PoolShape(num_blocks, block_bytes), address[_ADDRESS.size :]
         shape.check("the nixl address")
         if start + shape.bytes > _MAX_ADDRESS:
             raise TransferRefused(f"the nixl address tells of {shape.bytes} bytes at {start:#x}")
-        if block_checksum(metadata) != checksum:
-            raise TransferRefused("the metadata in the nixl address are damaged")
-        return cls(start, shape, nonce, metadata)
+        peer = cls(start, shape, nonce, metadata)
+        if peer.pack() != address:
+            raise TransferRefused("the nixl address is damaged")
+        return peer
+
+    def pack(self) -> bytes:
+        head = (_VERSION, self.address, *self.shape, self.nonce)
+        checksum = block_checksum(_ADDRESS.pack(*head, 0) + self.metadata)
+        return _ADDRESS.pack(*head, checksum) + self.metadata

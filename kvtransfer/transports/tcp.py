@@ -62,12 +62,14 @@ class TcpConnection:
         self._lost = False
 
     @classmethod
-    def connect(cls, address: bytes, memory: PoolMemory, executor: Executor) -> TcpConnection:
+    def connect(
+        cls, address: bytes, memory: PoolMemory, executor: Executor, *, block_seconds: float = BLOCK_SECONDS
+    ) -> TcpConnection:
         """Sockets are opened as they are needed. Raises TransferRefused where `address` is not `host:port`."""
         host, colon, port = address.decode("ascii", "replace").rpartition(":")
         if not (host and colon and len(host) <= 255 and port.isdigit() and 0 < int(port) < 65536):
             raise TransferRefused(f"the tcp address is {address[:64]!r}; it must be host:port")
-        return cls(host.strip("[]"), int(port), memory, executor)
+        return cls(host.strip("[]"), int(port), memory, executor, block_seconds=block_seconds)
 
     @property
     def alive(self) -> bool:
@@ -96,6 +98,8 @@ class TcpConnection:
         with gate.passing() as admitted:
             if not admitted:
                 raise TransferRefused("the landing was given up")
+            if self._closed:
+                raise PeerLost(f"the connection to {self._name} is closed")
             try:
                 sock, reply = self._ask(request, len(wants), call)
                 try:

@@ -44,13 +44,14 @@ class TcpServer:
         permits: ReadPermits,
         *,
         host: str = "127.0.0.1",
+        port: int = 0,
         advertise_host: str = "",
         send_seconds: float = SEND_SECONDS,
         request_seconds: float = REQUEST_SECONDS,
         idle_seconds: float = IDLE_SECONDS,
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
-        """Listens on a free port from now on. Raises PortInUse where `host` can't be listened on."""
+        """Listens from now on, on a free port where `port` is 0. Raises PortInUse where that can't be."""
         self._memory = memory
         self._permits = permits
         self._send_seconds = send_seconds
@@ -59,7 +60,7 @@ class TcpServer:
         self._max_connections = max_connections
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._listener = socket.create_server((host, 0), family=family, backlog=64)
+            self._listener = socket.create_server((host, port), family=family, backlog=64)
         except OSError as error:
             raise PortInUse(f"the data server can't listen on {host}: {error.strerror or error}") from None
         self._host = advertise_host or host
