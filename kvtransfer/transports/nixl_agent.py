@@ -92,7 +92,7 @@ class NixlAgent:
 
     def register(self, address: int, size: int) -> None:
         """Lets this memory be read by peers that know of it, and be written by reads of its own, until the agent is
-        gone."""
+        gone. So long the caller keeps it."""
         self._register(address, size)
 
     @contextmanager

@@ -26,6 +26,7 @@ _MAX_ADDRESS = 1 << 64
 class NixlSource:
     def __init__(self, memory: HostMemory) -> None:
         """Raises ConfigError where NIXL can't be used."""
+        self._memory = memory  # which must not go before the agent
         self._agent: NixlAgent | None = NixlAgent(serves=True)
         shape = memory.shape
         try:
