@@ -22,7 +22,6 @@ from baton.layout import KVLayout
 from baton.metrics import TransferMetrics
 from baton.v1 import transfer_pb2 as pb
 from baton.v1 import transfer_pb2_grpc
-from kvtransfer.checksum import pool_checksums
 from kvtransfer.landing import Landed, Landing
 from kvtransfer.memory import PoolMemory
 from kvtransfer.refusal import refusal_error
@@ -245,13 +244,11 @@ class Pull:
         connection = self._connection
         assert connection is not None, "announced blocks follow a claim"
         async with connection.slots:
-            await self._fetch(connection, positions)
-            wrong = await self._wrong(positions)
+            wrong = await self._fetch(connection, positions)
             if wrong:
                 self._metrics.verify_failures.labels(reason="checksum").inc(len(wrong))
                 log.warning("%s: %d blocks landed damaged, pulling them again", self._landing.id, len(wrong))
-                await self._fetch(connection, wrong)
-                wrong = await self._wrong(wrong)
+                wrong = await self._fetch(connection, wrong)
             if wrong:
                 self._metrics.verify_failures.labels(reason="checksum").inc(len(wrong))
                 raise VerifyFailed(
@@ -262,12 +259,14 @@ class Pull:
         self._metrics.bytes.labels(transport=self._transport).inc(len(positions) * self._memory.block_bytes)
         self._check_complete()
 
-    async def _fetch(self, connection: Connection, positions: Sequence[int]) -> None:
+    async def _fetch(self, connection: Connection, positions: Sequence[int]) -> list[int]:
+        """Those whose bytes, where they landed, are not what was announced."""
         wants = [
             Want(
                 int(self._ticket.blocks[p].index),
                 int(self._ticket.blocks[p].generation),
                 int(self._destination[p].index),
+                self._announced[p],
             )
             for p in positions
         ]
@@ -281,13 +280,7 @@ class Pull:
                 )
             if result is Fetched.REFUSED:
                 raise TransferRefused(f"{self._source} does not give block {position} out (any more)")
-
-    async def _wrong(self, positions: Sequence[int]) -> list[int]:
-        """Those whose bytes in this worker's pool are not what was announced."""
-        indices = [int(self._destination[p].index) for p in positions]
-        loop = asyncio.get_running_loop()
-        sums = await loop.run_in_executor(self._threads.memory, pool_checksums, self._memory, indices)
-        return [p for p, checksum in zip(positions, sums, strict=True) if checksum != self._announced[p]]
+        return [p for p, result in zip(positions, results, strict=True) if result is Fetched.DAMAGED]
 
     # --- checks
 

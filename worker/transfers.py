@@ -15,8 +15,8 @@ from kvtransfer.service import TransferService
 from kvtransfer.source import SourceLedger
 from kvtransfer.threads import Threads
 from kvtransfer.transports.base import Endpoint
-from kvtransfer.transports.chooser import Connector, offers_shm, transport_names
-from kvtransfer.transports.shm import shm_endpoint
+from kvtransfer.transports.chooser import Connector, transport_names
+from kvtransfer.transports.offers import offer_memory
 from kvtransfer.transports.tcp_server import TcpServer
 from worker.core import WorkerCore
 from worker.fetching import Fetching
@@ -89,10 +89,7 @@ def _puller(around: Surroundings, threads: Threads, on_verified: OnVerified | No
 def _endpoints(around: Surroundings, permits: ReadPermits) -> list[Endpoint]:
     """The ways that `--transport` allows, best first."""
     allowed = transport_names(around.config.transfer.transport)
-    endpoints: list[Endpoint] = []
-    shared = offers_shm(around.built.memory)
-    if "shm" in allowed and shared is not None:
-        endpoints.append(shm_endpoint(shared))
+    endpoints = offer_memory(around.built.memory, allowed, around.stack.callback)
     if "tcp" in allowed:
         host = around.config.host
         tcp = TcpServer(around.built.memory, permits, host=host, advertise_host=around.config.advertise_host)

@@ -1,8 +1,8 @@
 """What a transport is: a way to another worker's blocks.
 
 A transport moves bytes into blocks of this worker's pool and says what became of each. It does not decide what to
-fetch, does not verify checksums, and owns no lifetime: it passes through the gate that it is given around every write,
-so that the gate knows whether a writer may still come.
+fetch, nor what follows from a wrong checksum, and owns no lifetime: it passes through the gate that it is given around
+every write, so that the gate knows whether a writer may still come.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from baton.ids import TransferId
+from kvtransfer.checksum import block_checksum
 from kvtransfer.gate import Gate
 
 MAX_ADDRESS_BYTES = 4096
@@ -36,15 +37,21 @@ class Want(NamedTuple):
     """The generation that it must have, before and after it is read."""
     destination: int
     """Place in this worker's pool."""
+    checksum: int | None = None
+    """What its bytes must sum up to where they land (kvtransfer.checksum); None: whoever fetches does not ask."""
 
 
 class Fetched(Enum):
     """What became of one wanted block."""
 
     LANDED = "landed"
-    """Its bytes are in place and were of the right generation throughout. They are not verified."""
+    """Its bytes are in place, were of the right generation throughout, and have the checksum that was asked for, if one
+    was. They are summed by the thread that landed them, piece by piece, while they are in its cache: later they would
+    have to come from memory once more."""
     STALE = "stale"
     """The source's block has another generation by now; what landed is worthless."""
+    DAMAGED = "damaged"
+    """Its bytes are in place and have another checksum."""
     REFUSED = "refused"
     """The source does not give this block out: not sealed, not of this set, or the set has just ended."""
 
@@ -54,8 +61,8 @@ class Connection(Protocol):
 
     @property
     def slots(self) -> asyncio.Semaphore:
-        """Of the fetches that it makes at once. A pull keeps one until what it fetched is verified: so pulls that begin
-        together end one behind the other, not all with the last."""
+        """Of the fetches that it makes at once. A pull keeps one for each of its fetches: so pulls that begin together
+        end one behind the other, not all with the last."""
 
     @property
     def alive(self) -> bool:
@@ -71,3 +78,8 @@ class Connection(Protocol):
 
     async def close(self) -> None:
         """Lets go of the source. Fetches under way end with PeerLost or run out."""
+
+
+def right(want: Want, block: memoryview) -> bool:
+    """Whether `block`, all of its bytes as they landed, has the checksum that is wanted."""
+    return want.checksum is None or block_checksum(block) == want.checksum

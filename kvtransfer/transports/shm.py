@@ -13,13 +13,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
-import numpy as np
-
 from baton.errors import TransferRefused
 from baton.ids import TransferId
+from kvtransfer.checksum import copy, copy_and_sum
 from kvtransfer.gate import Gate
 from kvtransfer.memory import HostMemory, PoolMemory
-from kvtransfer.transports.base import Endpoint, Fetched, Want
+from kvtransfer.transports.base import Endpoint, Fetched, Want, right
 
 NAME = "shm"
 _ADDRESS = struct.Struct("<HxxIII16s16s")  # version, pid, fd, uid, boot id, nonce
@@ -34,20 +33,12 @@ def shm_endpoint(memory: HostMemory) -> Endpoint:
     return Endpoint(NAME, address)
 
 
-class ShmConnection:
-    def __init__(self, source: HostMemory, pid: int, memory: PoolMemory, executor: Executor) -> None:
-        """For `connect` alone."""
-        self._source: HostMemory | None = source
-        self._pid = pid
-        self._started = _start_time(pid)
-        self._memory = memory
-        self._executor = executor
-        self.slots = asyncio.Semaphore(_FETCHES)
+class Neighbour:
+    """A process of this host whose shared memory is mapped here."""
 
-    @classmethod
-    async def connect(cls, address: bytes, memory: PoolMemory, executor: Executor) -> ShmConnection:
-        """Raises TransferRefused where the source's memory can't be reached from here: another host or user, or the
-        process is gone."""
+    def __init__(self, address: bytes) -> None:
+        """Maps the memory that `shm_endpoint` tells of. Raises TransferRefused where it can't be reached from here:
+        another host or user, or the process is gone."""
         if len(address) != _ADDRESS.size:
             raise TransferRefused(f"a shm address has {_ADDRESS.size} bytes, not {len(address)}")
         version, pid, fd, uid, boot_id, nonce = _ADDRESS.unpack(address)
@@ -57,23 +48,42 @@ class ShmConnection:
             raise TransferRefused("the source runs on another host")
         if uid != os.getuid() and os.getuid() != 0:
             raise TransferRefused(f"the source runs as user {uid}, this process as {os.getuid()}")
-        loop = asyncio.get_running_loop()
-        source = await loop.run_in_executor(executor, HostMemory.attach, pid, fd, nonce)
-        if source.block_bytes != memory.block_bytes:
-            raise TransferRefused(
-                f"the source's blocks have {source.block_bytes} bytes, this pool's {memory.block_bytes}"
-            )
-        return cls(source, pid, memory, executor)
+        self._pid = pid
+        self._started = _start_time(pid)
+        self.memory = HostMemory.attach(pid, fd, nonce)
 
     @property
     def alive(self) -> bool:
         """A mapping keeps a dead process's memory, so this is to be asked now and then."""
-        return self._source is not None and _start_time(self._pid) == self._started
+        return self._started is not None and _start_time(self._pid) == self._started
+
+
+class ShmConnection:
+    def __init__(self, source: Neighbour, memory: PoolMemory, executor: Executor) -> None:
+        """For `connect` alone."""
+        self._source: Neighbour | None = source
+        self._memory = memory
+        self._executor = executor
+        self.slots = asyncio.Semaphore(_FETCHES)
+
+    @classmethod
+    async def connect(cls, address: bytes, memory: PoolMemory, executor: Executor) -> ShmConnection:
+        """Raises TransferRefused where the source's memory can't be reached from here."""
+        source = await asyncio.get_running_loop().run_in_executor(executor, Neighbour, address)
+        if source.memory.block_bytes != memory.block_bytes:
+            raise TransferRefused(
+                f"the source's blocks have {source.memory.block_bytes} bytes, this pool's {memory.block_bytes}"
+            )
+        return cls(source, memory, executor)
+
+    @property
+    def alive(self) -> bool:
+        return self._source is not None and self._source.alive
 
     async def fetch(self, transfer_id: TransferId, wants: Sequence[Want], gate: Gate) -> list[Fetched]:
-        source = self._source
-        if source is None:
+        if self._source is None:
             raise TransferRefused("the connection to the source's memory is closed")
+        source = self._source.memory
         for want in wants:
             if not 0 <= want.source < source.num_blocks:
                 raise TransferRefused(f"the source's pool has {source.num_blocks} blocks, not block {want.source}")
@@ -90,32 +100,42 @@ class ShmConnection:
                 if not admitted:
                     raise TransferRefused("the landing was given up")
                 before = [source.generation(want.source) for want in run]
-                self._copy_run(source, run)
+                right = self._copy_run(source, run)
                 after = [source.generation(want.source) for want in run]
-            results += [
-                Fetched.LANDED if b == a == want.generation else Fetched.STALE
-                for want, b, a in zip(run, before, after, strict=True)
-            ]
+            results += map(_fetched, run, before, after, right)
         return results
 
-    def _copy_run(self, source: HostMemory, run: Sequence[Want]) -> None:
-        first, count = run[0], len(run)
+    def _copy_run(self, source: HostMemory, run: Sequence[Want]) -> Sequence[bool]:
+        """Which of them have landed with the checksum that is wanted."""
+        first, count, size = run[0], len(run), source.block_bytes
         data = source.view(first.source, count)
         target = self._memory.view(first.destination, count)
-        if target is None:
+        if target is None:  # what is written is what is summed, whatever the source makes of its own meanwhile
+            data = memoryview(bytes(data))
             self._memory.write(first.destination, data)
-        else:
-            # numpy copies as fast as memcpy and without the interpreter lock, which a memoryview's assignment keeps
-            np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(data, np.uint8))
+            return [right(want, data[at * size : (at + 1) * size]) for at, want in enumerate(run)]
+        if first.checksum is None:
+            copy(data, target)
+            return [True] * count
+        places = [slice(at * size, (at + 1) * size) for at in range(count)]
+        return [copy_and_sum(data[at], target[at]) == want.checksum for at, want in zip(places, run, strict=True)]
+
+
+def _fetched(want: Want, before: int, after: int, right: bool) -> Fetched:
+    if not before == after == want.generation:
+        return Fetched.STALE
+    return Fetched.LANDED if right else Fetched.DAMAGED
 
 
 def _runs(wants: Sequence[Want]) -> Iterator[Sequence[Want]]:
-    """Splits where neighbours in the list are not neighbours in both pools: a run is one copy."""
+    """Splits where neighbours in the list are not neighbours in both pools, or where sums begin or end to be wanted: a
+    run is one copy."""
     start = 0
     for at in range(1, len(wants) + 1):
         if at < len(wants):
             last, want = wants[at - 1], wants[at]
-            if want.source == last.source + 1 and want.destination == last.destination + 1:
+            summed = (last.checksum is None) == (want.checksum is None)
+            if summed and want.source == last.source + 1 and want.destination == last.destination + 1:
                 continue
         if at > start:
             yield wants[start:at]

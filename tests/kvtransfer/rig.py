@@ -25,7 +25,7 @@ from kvtransfer.ticket import Ticket
 from kvtransfer.transports.base import Endpoint
 from kvtransfer.transports.chooser import Connector
 from kvtransfer.transports.fake import FakeNetwork
-from kvtransfer.transports.shm import shm_endpoint
+from kvtransfer.transports.offers import offer_memory
 from kvtransfer.transports.tcp_server import TcpServer
 
 LAYOUT = KVLayout(2, 2, 16, 8, "float32", b"m" * 16)  # 4 KiB a block
@@ -135,8 +135,9 @@ async def make_rig(
     )
     data_server = TcpServer(source, permits, send_seconds=1.0, request_seconds=1.0)
     network = network or FakeNetwork()
+    closers: list[Callable[[], None]] = []
     endpoints: list[Endpoint] = [
-        shm_endpoint(source),
+        *offer_memory(source, ("shm", transport), closers.append),
         data_server.endpoint(),
         network.add("source", source, permits).endpoint(),
     ]
@@ -162,4 +163,6 @@ async def make_rig(
         await puller.close()
         await server.stop(None)
         data_server.close()
+        for close in closers:
+            close()
         threads.close()
