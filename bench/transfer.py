@@ -33,7 +33,7 @@ from bench.transfer_source import GENERATION
 from kvtransfer.checksum import copy
 from kvtransfer.gate import Gate
 from kvtransfer.memory import HostMemory
-from kvtransfer.pull import FETCH_BYTES
+from kvtransfer.source import CHECKSUM_BATCH_BYTES
 from kvtransfer.threads import Threads
 from kvtransfer.transports.base import Connection, Fetched, Want
 from kvtransfer.transports.shm import ShmConnection
@@ -197,7 +197,7 @@ async def _plain_receive(bare: socket.socket, memory: HostMemory, places: Sequen
 
 
 def _puller(connection: Connection, source: Source, memory: HostMemory, *, summed: bool) -> Side:
-    batch = max(1, FETCH_BYTES // memory.block_bytes)
+    batch = max(1, min(connection.fetch_bytes, CHECKSUM_BATCH_BYTES) // memory.block_bytes)
 
     async def fetch(wants: Sequence[Want], gate: Gate) -> None:
         async with connection.slots:

@@ -65,6 +65,11 @@ class Connection(Protocol):
         end one behind the other, not all with the last."""
 
     @property
+    def fetch_bytes(self) -> int:
+        """Of one fetch at most: enough for the way there and back to cost little, little enough that as many as there
+        are slots share what there is to fetch."""
+
+    @property
     def alive(self) -> bool:
         """False once it is known that the source behind it is gone."""
 

@@ -97,6 +97,8 @@ def cuda_ipc_endpoint(memory: PoolMemory) -> Endpoint | None:
 
 
 class CudaIpcConnection:
+    fetch_bytes = 128 << 20
+
     def __init__(self, source: Neighbour, blocks: PeerBlocks, memory: PoolMemory, executor: Executor) -> None:
         """For `connect` alone."""
         self._source = source

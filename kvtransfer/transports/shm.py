@@ -59,6 +59,8 @@ class Neighbour:
 
 
 class ShmConnection:
+    fetch_bytes = 8 << 20
+
     def __init__(self, source: Neighbour, memory: PoolMemory, executor: Executor) -> None:
         """For `connect` alone."""
         self._source: Neighbour | None = source

@@ -40,6 +40,8 @@ _FETCHED = {
 
 
 class TcpConnection:
+    fetch_bytes = 16 << 20
+
     def __init__(
         self,
         host: str,
