@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from baton.config import parse
 from baton.flags import at_least, setting
 from baton.ids import TransferId
@@ -30,7 +32,6 @@ from bench.figures import Figure, report
 from bench.progress import bar
 from bench.quiet import Quiet
 from bench.transfer_source import GENERATION
-from kvtransfer.checksum import copy
 from kvtransfer.gate import Gate
 from kvtransfer.memory import HostMemory
 from kvtransfer.source import CHECKSUM_BATCH_BYTES
@@ -38,6 +39,7 @@ from kvtransfer.threads import Threads
 from kvtransfer.transports.base import Connection, Fetched, Want
 from kvtransfer.transports.shm import ShmConnection
 from kvtransfer.transports.tcp import TcpConnection
+from worker.copying import block_copier
 
 RATE, SHARE = "moving blocks between two processes", "share of the plain way"
 PLAIN = {"shm": "memcpy", "tcp": "bare socket"}
@@ -120,7 +122,7 @@ async def _measure(config: TransferBenchConfig, source: Source) -> dict[str, lis
     threads, quiet = Threads.create(), Quiet()
     memory = HostMemory.create(config.pool_blocks, config.block_kib << 10)
     memory.populate().join()
-    shm = await ShmConnection.connect(source.shm, memory, threads.memory)
+    shm = await ShmConnection.connect(source.shm, memory, threads.memory, block_copier(memory))
     tcp = TcpConnection.connect(source.tcp, memory, threads.network)
     mapped = HostMemory.attach(source.pid, source.fd, source.nonce)
     with closing(socket.create_connection(("127.0.0.1", source.bare))) as bare:
@@ -180,13 +182,18 @@ class _Fresh:
 
 
 async def _plain_copy(source: HostMemory, memory: HostMemory, places: Sequence[int], num_threads: int) -> None:
-    first, share = min(places), len(places) // num_threads
-    pieces = [(first + at * share, share) for at in range(num_threads)]
-    threads = [threading.Thread(target=lambda p=p: copy(source.view(*p), memory.view(*p))) for p in pieces]
+    first, share = min(places), -(-len(places) // num_threads)
+    pieces = [(source.view(at, share), memory.view(at, share)) for at in range(first, first + len(places), share)]
+    threads = [threading.Thread(target=_memcpy, args=piece) for piece in pieces]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def _memcpy(data: memoryview, target: memoryview) -> None:
+    """numpy's copy is memcpy, without the interpreter lock."""
+    np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(data, np.uint8))
 
 
 async def _plain_receive(bare: socket.socket, memory: HostMemory, places: Sequence[int]) -> None:

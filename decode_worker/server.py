@@ -11,6 +11,7 @@ from discovery import WorkerRole
 from kvtransfer.destination import OnVerified, Puller
 from kvtransfer.threads import Threads
 from kvtransfer.transports.chooser import Connector
+from worker.copying import block_copier
 from worker.core import WorkerCore
 from worker.role import SendCommand
 from worker.server import Surroundings, main
@@ -32,7 +33,7 @@ def make_admission(
         memory=memory,
         layout=around.built.layout,
         worker_id=around.record.id,
-        connector=Connector(memory, threads, setting=around.config.transfer.transport),
+        connector=Connector(memory, threads, setting=around.config.transfer.transport, copier=block_copier(memory)),
         threads=threads,
         clock=MonotonicClock(),
         metrics=around.metrics,

@@ -73,18 +73,6 @@ class DevicePool(ABC):
         """Raises TransferRefused where it is of another device or can't be mapped."""
 
 
-def runs(pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Neighbours in the list that are neighbours in both pools, as (first source, first destination, count)."""
-    start = 0
-    for at in range(1, len(pairs) + 1):
-        if at < len(pairs):
-            (source, destination), next_pair = pairs[at - 1], pairs[at]
-            if next_pair == (source + 1, destination + 1):
-                continue
-        yield *pairs[start], at - start
-        start = at
-
-
 def cuda_ipc_endpoint(memory: PoolMemory) -> Endpoint | None:
     """Where others on this host and device find `memory`; None where they can't."""
     if not isinstance(memory, DevicePool):

@@ -12,9 +12,9 @@ from baton.errors import TransferRefused
 from baton.ids import new_transfer_id
 from kvtransfer.gate import Gate
 from kvtransfer.threads import Threads
-from kvtransfer.transports.base import Fetched, Want
+from kvtransfer.transports.base import Fetched, Want, runs
 from kvtransfer.transports.chooser import Connector
-from kvtransfer.transports.cuda_ipc import CudaIpcConnection, DeviceHandle, cuda_ipc_endpoint, runs
+from kvtransfer.transports.cuda_ipc import CudaIpcConnection, DeviceHandle, cuda_ipc_endpoint
 from kvtransfer.transports.offers import offer_memory
 from tests.kvtransfer.rig import make_pool, until
 from tests.kvtransfer.staged import StagedMemory
