@@ -151,7 +151,8 @@ async def _take_turns(config: TransferBenchConfig, sides: dict[str, Side], quiet
     with bar(config.rounds, "round") as progress:
         for number in range(config.rounds + 1):  # the first warms up
             names = list(sides)
-            for name in names[number % len(names) :] + names[: number % len(names)]:
+            draw.shuffle(names)  # lest one side always finds what the same other one leaves behind
+            for name in names:
                 sources, destinations = fresh()
                 started = time.perf_counter()
                 await sides[name](sources, destinations)

@@ -23,7 +23,7 @@ from kvtransfer.transports.base import Endpoint, Fetched, Want, right, runs, spl
 NAME = "shm"
 _ADDRESS = struct.Struct("<HxxIII16s16s")  # version, pid, fd, uid, boot id, nonce
 _VERSION = 1
-GROUP_BYTES = 4 << 20
+GROUP_BYTES = 8 << 20
 """Copied in one go; then the gate is looked at."""
 _FETCHES = 2  # at once: more threads copy no faster
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

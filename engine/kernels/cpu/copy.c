@@ -149,13 +149,17 @@ END_TARGET
 int64_t baton_copy_least(void) { return LEAST; }
 
 /* Copies blocks of `size` bytes, those at places `pairs[2 i]` of `from` to places `pairs[2 i + 1]` of `to`, and tells the
- * checksum of each as it was written; without `checksums` it copies alone. */
-void baton_copy_and_sum(
-    const uint8_t *from, uint8_t *to, int64_t size, const int64_t *pairs, int64_t count, uint64_t *checksums, int64_t isa
+ * checksum of each as it was written; without `checksums` it copies alone. The pools have so many blocks. Returns how many
+ * were copied: all, or those before the first that is outside of its pool. */
+int64_t baton_copy_and_sum(
+    const uint8_t *from, int64_t from_blocks, uint8_t *to, int64_t to_blocks, int64_t size, const int64_t *pairs,
+    int64_t count, uint64_t *checksums, int64_t isa
 ) {
     for (int64_t i = 0; i < count; i++) {
-        const uint8_t *data = from + pairs[2 * i] * size;
-        uint8_t *target = to + pairs[2 * i + 1] * size;
+        int64_t first = pairs[2 * i], second = pairs[2 * i + 1];
+        if (first < 0 || first >= from_blocks || second < 0 || second >= to_blocks) return i;
+        const uint8_t *data = from + first * size;
+        uint8_t *target = to + second * size;
 #if defined(__x86_64__)
         if (isa >= AVX2 && (uintptr_t)target % STRIPE == 0) {
             if (checksums)
@@ -170,4 +174,5 @@ void baton_copy_and_sum(
         else
             memcpy(target, data, size);
     }
+    return count;
 }

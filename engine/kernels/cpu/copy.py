@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.kernels.cpu.library import Kernel
 
@@ -30,22 +31,26 @@ class BlockCopier:
         *,
         summed: bool,
     ) -> list[int]:
-        """Copies blocks from the first place, in `source`, to the second, in `target`. Returns the XXH3-64 of each as it
-        was written; without `summed`, nothing."""
+        """Copies blocks from the first place, in `source`, to the second, in `target`. Returns the XXH3-64 of each as
+        it was written; without `summed`, nothing."""
         assert self.takes(block_bytes), f"blocks of {block_bytes} bytes; at least {self._least}"
-        places = np.array(pairs, np.int64).reshape(-1, 2)
-        for pool, of_pool in ((source, places[:, 0]), (target, places[:, 1])):
-            inside = (of_pool >= 0) & ((of_pool + 1) * block_bytes <= len(pool))
-            assert inside.all(), f"blocks {of_pool[~inside]} are not in a pool of {len(pool)} bytes"
-        sums = np.empty(len(places) if summed else 0, np.uint64)
-        data, into = np.frombuffer(source, np.uint8), np.frombuffer(target, np.uint8)
-        self._copy(
-            data.ctypes.data,
-            into.ctypes.data,
+        places = np.array(pairs, np.int64)
+        sums = np.empty(len(pairs) if summed else 0, np.uint64)
+        copied = self._copy(
+            _address(np.frombuffer(source, np.uint8)),
+            len(source) // block_bytes,
+            _address(np.frombuffer(target, np.uint8)),
+            len(target) // block_bytes,
             block_bytes,
-            places.ctypes.data,
-            len(places),
-            sums.ctypes.data if summed else None,
+            _address(places),
+            len(pairs),
+            _address(sums) if summed else None,
             self._isa,
         )
+        assert copied == len(pairs), f"{pairs[copied]} is not in a pool of {len(source)} and one of {len(target)} bytes"
         return [int(checksum) for checksum in sums]
+
+
+def _address(array: npt.NDArray[np.generic]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address

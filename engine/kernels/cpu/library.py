@@ -108,7 +108,6 @@ def load_library(path: Path) -> Kernel:
         "baton_add_norm": [pointer, pointer, pointer, pointer, pointer, number, number, ctypes.c_float],
         "baton_gate": [pointer, pointer, pointer, number, number],
         "baton_write": [pointer, number, pointer, number, pointer, number],
-        "baton_copy_and_sum": [pointer, pointer, number, pointer, number, pointer, number],
         "baton_rotate_and_write": [pointer, number, number, pointer, number, *[pointer] * 4, ctypes.c_float],
     }.items():
         function = getattr(library, name)
@@ -124,8 +123,11 @@ def load_library(path: Path) -> Kernel:
     library.baton_words.argtypes = [number, ctypes.c_uint64, ctypes.c_uint64, number, pointer]
     library.baton_words.restype = number
     isa = Isa(library.baton_best_isa())
-    library.baton_has_f16c.restype = number
     library.baton_copy_least.restype = number
+    pool = (pointer, number)
+    library.baton_copy_and_sum.argtypes = [*pool, *pool, number, pointer, number, pointer, number]
+    library.baton_copy_and_sum.restype = number
+    library.baton_has_f16c.restype = number
     if isa >= Isa.AVX2:
         library.baton_linear.argtypes = [pointer, pointer, pointer, number, number, pointer]
         library.baton_linear.restype = None
