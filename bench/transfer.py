@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from baton.config import parse
+from baton.errors import ConfigError
 from baton.flags import at_least, setting
 from baton.ids import TransferId
 from bench import results
@@ -78,15 +79,21 @@ Side = Callable[[Sequence[int], Sequence[int]], Awaitable[None]]
 
 def main(argv: Sequence[str]) -> int:
     config = parse(TransferBenchConfig, argv, prog="baton bench transfer")
+    if config.pool_blocks < config.blocks:
+        raise ConfigError(
+            f"--pool-blocks is {config.pool_blocks}; a pull of --blocks={config.blocks} needs as many at least"
+        )
     if config.out:
         results.check_plots()
     with _source(config) as source:
         rates = asyncio.run(_measure(config, source))
-    figures = _figures(rates)
-    print(report(figures))
+    measured = figures(rates)
+    print(report(measured))
     if config.out:
-        content = results.circumstances() | {"config": asdict(config) | {"out": None}}
-        for path in results.write(Path(config.out), "transfer", content, figures):
+        content = results.circumstances() | {
+            "config": {name: value for name, value in asdict(config).items() if name != "out"}
+        }
+        for path in results.write(Path(config.out), "transfer", content, measured):
             print(f"wrote {path}", file=sys.stderr)
     return 0
 
@@ -143,17 +150,16 @@ async def _measure(config: TransferBenchConfig, source: Source) -> dict[str, lis
 
 
 async def _take_turns(config: TransferBenchConfig, sides: dict[str, Side], quiet: Quiet) -> dict[str, list[float]]:
-    draw = random.Random(1)
+    draw, turns = random.Random(0), Turns(config.blocks, config.pool_blocks)
     size = config.blocks * config.block_kib << 10
     rates: dict[str, list[float]] = {side: [] for side in sides}
-    fresh = _Fresh(config, draw)
     quiet()
     with bar(config.rounds, "round") as progress:
         for number in range(config.rounds + 1):  # the first warms up
             names = list(sides)
             draw.shuffle(names)  # lest one side always finds what the same other one leaves behind
             for name in names:
-                sources, destinations = fresh()
+                sources, destinations = turns.next()
                 started = time.perf_counter()
                 await sides[name](sources, destinations)
                 seconds = time.perf_counter() - started
@@ -163,19 +169,20 @@ async def _take_turns(config: TransferBenchConfig, sides: dict[str, Side], quiet
     return rates
 
 
-class _Fresh:
-    """Blocks in a random order, those that have rested longest first; the plain sides begin at the first of them."""
+class Turns:
+    """Which blocks move next, in a random order: those that have rested longest. The plain sides begin at the first."""
 
-    def __init__(self, config: TransferBenchConfig, draw: random.Random) -> None:
-        self._blocks, self._pool, self._draw = config.blocks, config.pool_blocks, draw
+    def __init__(self, blocks: int, pool_blocks: int, seed: int = 1) -> None:
+        self._blocks, self._pool_blocks = blocks, pool_blocks
+        self._draw = random.Random(seed)
         self._at = 0
 
-    def __call__(self) -> tuple[list[int], list[int]]:
-        start = self._at
-        self._at = (start + self._blocks) % self._pool
-        if self._at + self._blocks > self._pool:
+    def next(self) -> tuple[list[int], list[int]]:
+        """Places in the source's pool and in the puller's."""
+        sources = list(range(self._at, self._at + self._blocks))
+        self._at += self._blocks
+        if self._at + self._blocks > self._pool_blocks:
             self._at = 0
-        sources = list(range(start, start + self._blocks))
         destinations = list(sources)
         self._draw.shuffle(sources)
         self._draw.shuffle(destinations)
@@ -223,7 +230,7 @@ def _puller(connection: Connection, source: Source, memory: HostMemory, *, summe
     return pull
 
 
-def _figures(rates: dict[str, list[float]]) -> list[Figure]:
+def figures(rates: dict[str, list[float]]) -> list[Figure]:
     """Rates, and shares of turns in the same round."""
     found = [Figure(RATE, side, "baton", "GB/s", tuple(runs), more_is_better=True) for side, runs in rates.items()]
     of = [(f"{name} {_SUMMED}", plain) for name, plain in PLAIN.items()]
