@@ -11,6 +11,7 @@ fields have fixed sizes, and who gave it is proven by memory that only such a pr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -141,12 +142,13 @@ class CudaIpcConnection:
         """Unmapped when the last copy under way has ended."""
         blocks, self._blocks = self._blocks, None
         if blocks is not None and not self._users:
-            blocks.close()
+            await asyncio.get_running_loop().run_in_executor(self._executor, blocks.close)
 
     def _leave(self, blocks: PeerBlocks) -> None:
         self._users -= 1
         if self._blocks is None and not self._users:
-            blocks.close()
+            with contextlib.suppress(RuntimeError):  # the threads have ended with the process
+                self._executor.submit(blocks.close)
 
     def _copy(self, blocks: PeerBlocks, wants: Sequence[Want], gate: Gate) -> list[Fetched]:
         results: list[Fetched] = []
