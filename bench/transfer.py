@@ -22,7 +22,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from baton.config import parse
+from baton.errors import ConfigError
 from baton.flags import at_least, setting
 from baton.ids import TransferId
 from bench import results
@@ -30,14 +33,14 @@ from bench.figures import Figure, report
 from bench.progress import bar
 from bench.quiet import Quiet
 from bench.transfer_source import GENERATION
-from kvtransfer.checksum import copy
 from kvtransfer.gate import Gate
 from kvtransfer.memory import HostMemory
-from kvtransfer.pull import FETCH_BYTES
+from kvtransfer.source import CHECKSUM_BATCH_BYTES
 from kvtransfer.threads import Threads
 from kvtransfer.transports.base import Connection, Fetched, Want
 from kvtransfer.transports.shm import ShmConnection
 from kvtransfer.transports.tcp import TcpConnection
+from worker.copying import block_copier
 
 RATE, SHARE = "moving blocks between two processes", "share of the plain way"
 PLAIN = {"shm": "memcpy", "tcp": "bare socket"}
@@ -76,15 +79,21 @@ Side = Callable[[Sequence[int], Sequence[int]], Awaitable[None]]
 
 def main(argv: Sequence[str]) -> int:
     config = parse(TransferBenchConfig, argv, prog="baton bench transfer")
+    if config.pool_blocks < config.blocks:
+        raise ConfigError(
+            f"--pool-blocks is {config.pool_blocks}; a pull of --blocks={config.blocks} needs as many at least"
+        )
     if config.out:
         results.check_plots()
     with _source(config) as source:
         rates = asyncio.run(_measure(config, source))
-    figures = _figures(rates)
-    print(report(figures))
+    measured = figures(rates)
+    print(report(measured))
     if config.out:
-        content = results.circumstances() | {"config": asdict(config) | {"out": None}}
-        for path in results.write(Path(config.out), "transfer", content, figures):
+        content = results.circumstances() | {
+            "config": {name: value for name, value in asdict(config).items() if name != "out"}
+        }
+        for path in results.write(Path(config.out), "transfer", content, measured):
             print(f"wrote {path}", file=sys.stderr)
     return 0
 
@@ -120,7 +129,7 @@ async def _measure(config: TransferBenchConfig, source: Source) -> dict[str, lis
     threads, quiet = Threads.create(), Quiet()
     memory = HostMemory.create(config.pool_blocks, config.block_kib << 10)
     memory.populate().join()
-    shm = await ShmConnection.connect(source.shm, memory, threads.memory)
+    shm = await ShmConnection.connect(source.shm, memory, threads.memory, block_copier(memory))
     tcp = TcpConnection.connect(source.tcp, memory, threads.network)
     mapped = HostMemory.attach(source.pid, source.fd, source.nonce)
     with closing(socket.create_connection(("127.0.0.1", source.bare))) as bare:
@@ -141,16 +150,16 @@ async def _measure(config: TransferBenchConfig, source: Source) -> dict[str, lis
 
 
 async def _take_turns(config: TransferBenchConfig, sides: dict[str, Side], quiet: Quiet) -> dict[str, list[float]]:
-    draw = random.Random(1)
+    draw, turns = random.Random(0), Turns(config.blocks, config.pool_blocks)
     size = config.blocks * config.block_kib << 10
     rates: dict[str, list[float]] = {side: [] for side in sides}
-    fresh = _Fresh(config, draw)
     quiet()
     with bar(config.rounds, "round") as progress:
         for number in range(config.rounds + 1):  # the first warms up
             names = list(sides)
-            for name in names[number % len(names) :] + names[: number % len(names)]:
-                sources, destinations = fresh()
+            draw.shuffle(names)  # lest one side always finds what the same other one leaves behind
+            for name in names:
+                sources, destinations = turns.next()
                 started = time.perf_counter()
                 await sides[name](sources, destinations)
                 seconds = time.perf_counter() - started
@@ -160,19 +169,20 @@ async def _take_turns(config: TransferBenchConfig, sides: dict[str, Side], quiet
     return rates
 
 
-class _Fresh:
-    """Blocks in a random order, those that have rested longest first; the plain sides begin at the first of them."""
+class Turns:
+    """Which blocks move next, in a random order: those that have rested longest. The plain sides begin at the first."""
 
-    def __init__(self, config: TransferBenchConfig, draw: random.Random) -> None:
-        self._blocks, self._pool, self._draw = config.blocks, config.pool_blocks, draw
+    def __init__(self, blocks: int, pool_blocks: int, seed: int = 1) -> None:
+        self._blocks, self._pool_blocks = blocks, pool_blocks
+        self._draw = random.Random(seed)
         self._at = 0
 
-    def __call__(self) -> tuple[list[int], list[int]]:
-        start = self._at
-        self._at = (start + self._blocks) % self._pool
-        if self._at + self._blocks > self._pool:
+    def next(self) -> tuple[list[int], list[int]]:
+        """Places in the source's pool and in the puller's."""
+        sources = list(range(self._at, self._at + self._blocks))
+        self._at += self._blocks
+        if self._at + self._blocks > self._pool_blocks:
             self._at = 0
-        sources = list(range(start, start + self._blocks))
         destinations = list(sources)
         self._draw.shuffle(sources)
         self._draw.shuffle(destinations)
@@ -180,13 +190,18 @@ class _Fresh:
 
 
 async def _plain_copy(source: HostMemory, memory: HostMemory, places: Sequence[int], num_threads: int) -> None:
-    first, share = min(places), len(places) // num_threads
-    pieces = [(first + at * share, share) for at in range(num_threads)]
-    threads = [threading.Thread(target=lambda p=p: copy(source.view(*p), memory.view(*p))) for p in pieces]
+    first, share = min(places), -(-len(places) // num_threads)
+    pieces = [(source.view(at, share), memory.view(at, share)) for at in range(first, first + len(places), share)]
+    threads = [threading.Thread(target=_memcpy, args=piece) for piece in pieces]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def _memcpy(data: memoryview, target: memoryview) -> None:
+    """numpy's copy is memcpy, without the interpreter lock."""
+    np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(data, np.uint8))
 
 
 async def _plain_receive(bare: socket.socket, memory: HostMemory, places: Sequence[int]) -> None:
@@ -197,7 +212,7 @@ async def _plain_receive(bare: socket.socket, memory: HostMemory, places: Sequen
 
 
 def _puller(connection: Connection, source: Source, memory: HostMemory, *, summed: bool) -> Side:
-    batch = max(1, FETCH_BYTES // memory.block_bytes)
+    batch = max(1, min(connection.fetch_bytes, CHECKSUM_BATCH_BYTES) // memory.block_bytes)
 
     async def fetch(wants: Sequence[Want], gate: Gate) -> None:
         async with connection.slots:
@@ -215,7 +230,7 @@ def _puller(connection: Connection, source: Source, memory: HostMemory, *, summe
     return pull
 
 
-def _figures(rates: dict[str, list[float]]) -> list[Figure]:
+def figures(rates: dict[str, list[float]]) -> list[Figure]:
     """Rates, and shares of turns in the same round."""
     found = [Figure(RATE, side, "baton", "GB/s", tuple(runs), more_is_better=True) for side, runs in rates.items()]
     of = [(f"{name} {_SUMMED}", plain) for name, plain in PLAIN.items()]

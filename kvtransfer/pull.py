@@ -32,8 +32,6 @@ from kvtransfer.transports.chooser import Connector
 
 log = logging.getLogger(__name__)
 
-FETCH_BYTES = 8 << 20
-"""Of one fetch at most: enough to be fast, little enough that the next overlaps with the verifying of this."""
 GOODBYE_SECONDS = 2.0
 _MESSAGES = 16  # read ahead of what is being handled
 _MAX_ENDPOINTS = 16
@@ -83,7 +81,7 @@ class Pull:
         self._connection: Connection | None = None
         self._transport = ""
         self._inbox: asyncio.Queue[pb.PullResponse | HandoffFailed] = asyncio.Queue(_MESSAGES)
-        self._batch = max(1, min(MAX_FETCH_BLOCKS, FETCH_BYTES // memory.block_bytes))
+        self._batch = 1  # blocks of a fetch; the connection says how many
 
     def check(self) -> None:
         """Whether the ticket offers what was reserved for. Raises LayoutMismatch, VerifyFailed or TransferRefused."""
@@ -199,6 +197,8 @@ class Pull:
         if self._missing:
             endpoints = [Endpoint(e.transport, e.address) for e in message.claimed.endpoints[:_MAX_ENDPOINTS]]
             self._transport, self._connection = await self._connector.open(endpoints)
+            fetch = self._connection.fetch_bytes // self._memory.block_bytes
+            self._batch = max(1, min(MAX_FETCH_BLOCKS, fetch))
         self._landing.land()
         self._claimed.set()
 

@@ -16,7 +16,8 @@ import torch
 from baton.errors import TransferRefused
 from engine.kv_cache import KVCache
 from kvtransfer.memory import HostMemory, PoolShape
-from kvtransfer.transports.cuda_ipc import DeviceHandle, DevicePool, PeerBlocks, runs
+from kvtransfer.transports.base import runs
+from kvtransfer.transports.cuda_ipc import DeviceHandle, DevicePool, PeerBlocks
 from worker.cuda_driver import CudaError, Device
 
 log = logging.getLogger(__name__)

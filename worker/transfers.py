@@ -18,6 +18,7 @@ from kvtransfer.transports.base import Endpoint
 from kvtransfer.transports.chooser import Connector, transport_names
 from kvtransfer.transports.offers import offer_memory
 from kvtransfer.transports.tcp_server import TcpServer
+from worker.copying import block_copier
 from worker.core import WorkerCore
 from worker.fetching import Fetching
 from worker.lending import Lending
@@ -76,7 +77,7 @@ def _puller(around: Surroundings, threads: Threads, on_verified: OnVerified | No
         memory=memory,
         layout=around.built.layout,
         worker_id=around.record.id,
-        connector=Connector(memory, threads, setting=around.config.transfer.transport),
+        connector=Connector(memory, threads, setting=around.config.transfer.transport, copier=block_copier(memory)),
         threads=threads,
         clock=MonotonicClock(),
         metrics=around.metrics,

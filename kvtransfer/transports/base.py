@@ -8,7 +8,7 @@ every write, so that the gate knows whether a writer may still come.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -65,6 +65,11 @@ class Connection(Protocol):
         end one behind the other, not all with the last."""
 
     @property
+    def fetch_bytes(self) -> int:
+        """Of one fetch at most: enough for the way there and back to cost little, little enough that as many as there
+        are slots share what there is to fetch."""
+
+    @property
     def alive(self) -> bool:
         """False once it is known that the source behind it is gone."""
 
@@ -83,3 +88,22 @@ class Connection(Protocol):
 def right(want: Want, block: memoryview) -> bool:
     """Whether `block`, all of its bytes as they landed, has the checksum that is wanted."""
     return want.checksum is None or block_checksum(block) == want.checksum
+
+
+def runs(pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Neighbours in the list that are neighbours in both pools, as (first source, first destination, count)."""
+    start = 0
+    for at in range(1, len(pairs) + 1):
+        if at < len(pairs):
+            (source, destination), next_pair = pairs[at - 1], pairs[at]
+            if next_pair == (source + 1, destination + 1):
+                continue
+        yield *pairs[start], at - start
+        start = at
+
+
+def split(pieces: Iterable[memoryview], block_bytes: int) -> Iterator[memoryview]:
+    """The blocks of pieces that each hold some, one behind the other."""
+    for piece in pieces:
+        for start in range(0, len(piece), block_bytes):
+            yield piece[start : start + block_bytes]

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from baton.errors import HandoffFailed, TransferRefused
+from kvtransfer.checksum import Copier, copy_blocks
 from kvtransfer.memory import PoolMemory
 from kvtransfer.threads import Threads
 from kvtransfer.transports import cuda_ipc, fake, nixl, nixl_agent, shm, tcp
@@ -39,7 +40,13 @@ class Connector:
     """The puller's connections, one to an endpoint, kept for the next pull."""
 
     def __init__(
-        self, memory: PoolMemory, threads: Threads, *, setting: str = "auto", network: FakeNetwork | None = None
+        self,
+        memory: PoolMemory,
+        threads: Threads,
+        *,
+        setting: str = "auto",
+        copier: Copier = copy_blocks,
+        network: FakeNetwork | None = None,
     ) -> None:
         """`network` is what `fake` endpoints are looked up in. Raises ConfigError where nixl is wanted and missing."""
         self.names = transport_names(setting)
@@ -47,6 +54,7 @@ class Connector:
             nixl_agent.check_installed()
         self._memory = memory
         self._threads = threads
+        self._copier = copier
         self._network = network
         self._connections: OrderedDict[Endpoint, Connection] = OrderedDict()
 
@@ -94,7 +102,7 @@ class Connector:
 
     async def _connect(self, endpoint: Endpoint) -> Connection:
         if endpoint.transport == shm.NAME:
-            return await ShmConnection.connect(endpoint.address, self._memory, self._threads.memory)
+            return await ShmConnection.connect(endpoint.address, self._memory, self._threads.memory, self._copier)
         if endpoint.transport == cuda_ipc.NAME:
             return await CudaIpcConnection.connect(endpoint.address, self._memory, self._threads.memory)
         if endpoint.transport == tcp.NAME:

@@ -11,6 +11,7 @@ fields have fixed sizes, and who gave it is proven by memory that only such a pr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -73,18 +74,6 @@ class DevicePool(ABC):
         """Raises TransferRefused where it is of another device or can't be mapped."""
 
 
-def runs(pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Neighbours in the list that are neighbours in both pools, as (first source, first destination, count)."""
-    start = 0
-    for at in range(1, len(pairs) + 1):
-        if at < len(pairs):
-            (source, destination), next_pair = pairs[at - 1], pairs[at]
-            if next_pair == (source + 1, destination + 1):
-                continue
-        yield *pairs[start], at - start
-        start = at
-
-
 def cuda_ipc_endpoint(memory: PoolMemory) -> Endpoint | None:
     """Where others on this host and device find `memory`; None where they can't."""
     if not isinstance(memory, DevicePool):
@@ -97,6 +86,8 @@ def cuda_ipc_endpoint(memory: PoolMemory) -> Endpoint | None:
 
 
 class CudaIpcConnection:
+    fetch_bytes = 128 << 20
+
     def __init__(self, source: Neighbour, blocks: PeerBlocks, memory: PoolMemory, executor: Executor) -> None:
         """For `connect` alone."""
         self._source = source
@@ -151,12 +142,13 @@ class CudaIpcConnection:
         """Unmapped when the last copy under way has ended."""
         blocks, self._blocks = self._blocks, None
         if blocks is not None and not self._users:
-            blocks.close()
+            await asyncio.get_running_loop().run_in_executor(self._executor, blocks.close)
 
     def _leave(self, blocks: PeerBlocks) -> None:
         self._users -= 1
         if self._blocks is None and not self._users:
-            blocks.close()
+            with contextlib.suppress(RuntimeError):  # the threads have ended with the process
+                self._executor.submit(blocks.close)
 
     def _copy(self, blocks: PeerBlocks, wants: Sequence[Want], gate: Gate) -> list[Fetched]:
         results: list[Fetched] = []

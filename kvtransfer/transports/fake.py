@@ -127,6 +127,8 @@ class FakeSource:
 
 
 class FakeConnection:
+    fetch_bytes = 8 << 20
+
     def __init__(self, network: FakeNetwork, name: str, memory: PoolMemory) -> None:
         self._network = network
         self._name = name

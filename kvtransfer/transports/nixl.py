@@ -35,6 +35,8 @@ _FETCHES = 2  # at once
 
 
 class NixlConnection:
+    fetch_bytes = 16 << 20
+
     def __init__(self, peer: NixlPeer, memory: PoolMemory, executor: Executor, *, read_seconds: float) -> None:
         """For `connect` alone. Blocks; raises ConfigError where NIXL can't be used."""
         self._peer = peer

@@ -9,20 +9,22 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
 from baton.errors import TransferRefused
 from baton.ids import TransferId
-from kvtransfer.checksum import copy, copy_and_sum
+from kvtransfer.checksum import Copier, copy_blocks
 from kvtransfer.gate import Gate
 from kvtransfer.memory import HostMemory, PoolMemory
-from kvtransfer.transports.base import Endpoint, Fetched, Want, right
+from kvtransfer.transports.base import Endpoint, Fetched, Want, right, runs, split
 
 NAME = "shm"
 _ADDRESS = struct.Struct("<HxxIII16s16s")  # version, pid, fd, uid, boot id, nonce
 _VERSION = 1
+GROUP_BYTES = 8 << 20
+"""Copied in one go; then the gate is looked at."""
 _FETCHES = 2  # at once: more threads copy no faster
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -59,22 +61,27 @@ class Neighbour:
 
 
 class ShmConnection:
-    def __init__(self, source: Neighbour, memory: PoolMemory, executor: Executor) -> None:
+    fetch_bytes = 8 << 20
+
+    def __init__(self, source: Neighbour, memory: PoolMemory, executor: Executor, copier: Copier) -> None:
         """For `connect` alone."""
         self._source: Neighbour | None = source
         self._memory = memory
         self._executor = executor
+        self._copier = copier
         self.slots = asyncio.Semaphore(_FETCHES)
 
     @classmethod
-    async def connect(cls, address: bytes, memory: PoolMemory, executor: Executor) -> ShmConnection:
+    async def connect(
+        cls, address: bytes, memory: PoolMemory, executor: Executor, copier: Copier = copy_blocks
+    ) -> ShmConnection:
         """Raises TransferRefused where the source's memory can't be reached from here."""
         source = await asyncio.get_running_loop().run_in_executor(executor, Neighbour, address)
         if source.memory.block_bytes != memory.block_bytes:
             raise TransferRefused(
                 f"the source's blocks have {source.memory.block_bytes} bytes, this pool's {memory.block_bytes}"
             )
-        return cls(source, memory, executor)
+        return cls(source, memory, executor, copier)
 
     @property
     def alive(self) -> bool:
@@ -95,51 +102,39 @@ class ShmConnection:
 
     def _copy(self, source: HostMemory, wants: Sequence[Want], gate: Gate) -> list[Fetched]:
         results: list[Fetched] = []
-        for run in _runs(wants):
+        most = max(1, GROUP_BYTES // source.block_bytes)
+        for start in range(0, len(wants), most):
+            group = wants[start : start + most]
             with gate.passing() as admitted:
                 if not admitted:
                     raise TransferRefused("the landing was given up")
-                before = [source.generation(want.source) for want in run]
-                right = self._copy_run(source, run)
-                after = [source.generation(want.source) for want in run]
-            results += map(_fetched, run, before, after, right)
+                before = [source.generation(want.source) for want in group]
+                good = self._copy_group(source, group)
+                after = [source.generation(want.source) for want in group]
+            results += map(_fetched, group, before, after, good)
         return results
 
-    def _copy_run(self, source: HostMemory, run: Sequence[Want]) -> Sequence[bool]:
+    def _copy_group(self, source: HostMemory, wants: Sequence[Want]) -> Sequence[bool]:
         """Which of them have landed with the checksum that is wanted."""
-        first, count, size = run[0], len(run), source.block_bytes
-        data = source.view(first.source, count)
-        target = self._memory.view(first.destination, count)
-        if target is None:  # what is written is what is summed, whatever the source makes of its own meanwhile
-            data = memoryview(bytes(data))
-            self._memory.write(first.destination, data)
-            return [right(want, data[at * size : (at + 1) * size]) for at, want in enumerate(run)]
-        if first.checksum is None:
-            copy(data, target)
-            return [True] * count
-        places = [slice(at * size, (at + 1) * size) for at in range(count)]
-        return [copy_and_sum(data[at], target[at]) == want.checksum for at, want in zip(places, run, strict=True)]
+        pairs = [(want.source, want.destination) for want in wants]
+        if isinstance(self._memory, HostMemory):
+            summed = any(want.checksum is not None for want in wants)
+            sums = self._copier(source.blocks, self._memory.blocks, source.block_bytes, pairs, summed=summed)
+            if not summed:
+                return [True] * len(wants)
+            return [want.checksum in (None, checksum) for want, checksum in zip(wants, sums, strict=True)]
+        staged = [bytearray(source.view(first, count)) for first, _, count in runs(pairs)]
+        for (_, destination, _), data in zip(runs(pairs), staged, strict=True):
+            self._memory.write(destination, memoryview(data))
+        # What was written is summed, whatever the source makes of its own meanwhile.
+        blocks = split(map(memoryview, staged), source.block_bytes)
+        return [right(want, block) for want, block in zip(wants, blocks, strict=True)]
 
 
-def _fetched(want: Want, before: int, after: int, right: bool) -> Fetched:
+def _fetched(want: Want, before: int, after: int, good: bool) -> Fetched:
     if not before == after == want.generation:
         return Fetched.STALE
-    return Fetched.LANDED if right else Fetched.DAMAGED
-
-
-def _runs(wants: Sequence[Want]) -> Iterator[Sequence[Want]]:
-    """Splits where neighbours in the list are not neighbours in both pools, or where sums begin or end to be wanted: a
-    run is one copy."""
-    start = 0
-    for at in range(1, len(wants) + 1):
-        if at < len(wants):
-            last, want = wants[at - 1], wants[at]
-            summed = (last.checksum is None) == (want.checksum is None)
-            if summed and want.source == last.source + 1 and want.destination == last.destination + 1:
-                continue
-        if at > start:
-            yield wants[start:at]
-        start = at
+    return Fetched.LANDED if good else Fetched.DAMAGED
 
 
 def _boot_id() -> bytes:

@@ -40,6 +40,8 @@ _FETCHED = {
 
 
 class TcpConnection:
+    fetch_bytes = 16 << 20
+
     def __init__(
         self,
         host: str,
@@ -166,8 +168,9 @@ class TcpConnection:
         deadline = time.monotonic() + self._block_seconds
         views = [self._memory.view(want.destination) for want in wants]
         blocks = [memoryview(bytearray(self._memory.block_bytes)) if view is None else view for view in views]
-        if len(blocks) == 1:
-            good = [self._receive_block(sock, blocks[0], wants[0].checksum, deadline)]
+        if self._memory.block_bytes > PIECE_BYTES:
+            checksum = self._receive_large(sock, blocks[0], deadline)
+            good = [wants[0].checksum in (None, checksum)]
         else:
             receive(sock, blocks, deadline)
             good = [right(want, block) for want, block in zip(wants, blocks, strict=True)]
@@ -176,16 +179,14 @@ class TcpConnection:
                 self._memory.write(want.destination, block)
         return good
 
-    def _receive_block(self, sock: socket.socket, block: memoryview, wanted: int | None, deadline: float) -> bool:
-        if wanted is None:
-            receive(sock, [block], deadline)
-            return True
+    def _receive_large(self, sock: socket.socket, block: memoryview, deadline: float) -> int:
+        """Piece by piece. The block's checksum."""
         checksum = Checksum()
         for start in range(0, len(block), PIECE_BYTES):
             piece = block[start : start + PIECE_BYTES]
             receive(sock, [piece], deadline)
             checksum.add(piece)
-        return checksum.result() == wanted
+        return checksum.result()
 
     def _receive(self, sock: socket.socket, size: int) -> bytearray:
         return receive_bytes(sock, size, time.monotonic() + self._block_seconds)

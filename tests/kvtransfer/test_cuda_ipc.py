@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from baton.errors import TransferRefused
+from baton.errors import ConfigError, TransferRefused
 from baton.ids import new_transfer_id
 from kvtransfer.gate import Gate
 from kvtransfer.threads import Threads
-from kvtransfer.transports.base import Fetched, Want
+from kvtransfer.transports.base import Fetched, Want, runs
 from kvtransfer.transports.chooser import Connector
-from kvtransfer.transports.cuda_ipc import CudaIpcConnection, DeviceHandle, cuda_ipc_endpoint, runs
+from kvtransfer.transports.cuda_ipc import CudaIpcConnection, DeviceHandle, cuda_ipc_endpoint
 from kvtransfer.transports.offers import offer_memory
 from tests.kvtransfer.rig import make_pool, until
 from tests.kvtransfer.staged import StagedMemory
@@ -46,8 +46,16 @@ def test_a_pool_that_the_device_does_not_give_out_is_not_offered() -> None:
 
     allowed = ("cuda_ipc", "shm")
     assert [e.transport for e in offer_memory(StagedMemory(make_pool()), allowed, print)] == ["cuda_ipc"]
-    assert offer_memory(Private(make_pool()), allowed, print) == []
+    assert offer_memory(Private(make_pool()), (*allowed, "tcp"), print) == []
     assert [e.transport for e in offer_memory(make_pool(), allowed, print)] == ["shm"]
+
+
+def test_a_worker_whose_pool_its_transport_can_never_reach_does_not_start() -> None:
+    with pytest.raises(ConfigError, match=r"--transport cuda_ipc can't reach .* in host memory; auto and tcp can"):
+        offer_memory(make_pool(), ("cuda_ipc",), print)
+    for name in ("shm", "nixl"):
+        with pytest.raises(ConfigError, match=f"--transport {name} can't reach .* in device memory"):
+            offer_memory(StagedMemory(make_pool()), (name,), print)
 
 
 async def test_auto_copies_within_a_device_and_goes_another_way_from_host_memory(threads: Threads) -> None:

@@ -205,7 +205,7 @@ async def test_what_sums_up_to_something_else_is_damaged_and_its_neighbours_are_
 
 async def test_large_blocks_land_whole_and_are_summed_whole(transport: str, threads: Threads) -> None:
     """Larger than the pieces that are summed, and no multiple of them."""
-    rig, size = RIGS[transport](), 700_008
+    rig, size = RIGS[transport](), 1_700_008
     source, destination, permits = HostMemory.create(8, size), HostMemory.create(8, size), ReadPermits()
     permit, transfer_id = ReadPermit(Gate()), new_transfer_id()
     permits.grant(transfer_id, permit)

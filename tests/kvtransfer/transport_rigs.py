@@ -79,6 +79,15 @@ class ShmRig(TransportRig):
         return await ShmConnection.connect(endpoint.address, memory, threads.memory)
 
 
+class CompiledShmRig(ShmRig):
+    """As workers have it: copied and summed by compiled code, where there is a compiler."""
+
+    async def connect(self, endpoint: Endpoint, memory: PoolMemory, threads: Threads) -> Connection:
+        from worker.copying import block_copier  # loads torch
+
+        return await ShmConnection.connect(endpoint.address, memory, threads.memory, block_copier(memory))
+
+
 class TcpRig(TransportRig):
     name = "tcp"
     has_size = False
@@ -174,7 +183,14 @@ class NixlRig(TransportRig):
             self._sources.pop().close()
 
 
-RIGS: dict[str, type[TransportRig]] = {rig.name: rig for rig in (ShmRig, TcpRig, FakeRig, CudaIpcRig, NixlRig)}
+RIGS: dict[str, type[TransportRig]] = {
+    "shm": ShmRig,
+    "shm_compiled": CompiledShmRig,
+    "tcp": TcpRig,
+    "fake": FakeRig,
+    "cuda_ipc": CudaIpcRig,
+    "nixl": NixlRig,
+}
 
 
 def host(memory: PoolMemory) -> HostMemory:
