@@ -36,7 +36,8 @@ class Shape:
     unified: int = 0
     transport: str = "shm"
     lease_seconds: float = 2.0
-    kv_blocks: int = 1024
+    kv_blocks: int = 256
+    """So few that requests wait for some: a long prompt takes 96."""
 
     def __str__(self) -> str:
         if self.unified:
