@@ -9,6 +9,7 @@ from baton.config import WorkerConfig
 from baton.v1 import transfer_pb2_grpc
 from discovery import WorkerRole
 from kvtransfer.gate import ReadPermits
+from kvtransfer.refusal import Refusals
 from kvtransfer.service import TransferService
 from kvtransfer.source import SourceLedger
 from kvtransfer.threads import Threads
@@ -62,7 +63,13 @@ def _endpoints(around: Surroundings, permits: ReadPermits) -> list[Endpoint]:
         endpoints.append(shm_endpoint(shared))
     if "tcp" in allowed:
         host = around.config.host
-        tcp = TcpServer(around.built.memory, permits, host=host, advertise_host=around.config.advertise_host)
+        tcp = TcpServer(
+            around.built.memory,
+            permits,
+            host=host,
+            advertise_host=around.config.advertise_host,
+            refusals=Refusals(around.metrics),
+        )
         around.stack.callback(tcp.close)
         endpoints.append(tcp.endpoint())
     return endpoints

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from baton.errors import PortInUse
 from kvtransfer.gate import ReadPermit, ReadPermits
 from kvtransfer.memory import PoolMemory
+from kvtransfer.refusal import RefusalReason, Refusals
 from kvtransfer.transports import frames
 from kvtransfer.transports.base import Endpoint
 from kvtransfer.transports.frames import BlockStatus, FrameError, ReplyStatus
@@ -44,6 +45,7 @@ class TcpServer:
         *,
         host: str = "127.0.0.1",
         advertise_host: str = "",
+        refusals: Refusals | None = None,
         send_seconds: float = SEND_SECONDS,
         request_seconds: float = REQUEST_SECONDS,
         idle_seconds: float = IDLE_SECONDS,
@@ -52,6 +54,7 @@ class TcpServer:
         """Listens on a free port from now on. Raises PortInUse where `host` can't be listened on."""
         self._memory = memory
         self._permits = permits
+        self._refusals = refusals
         self._send_seconds = send_seconds
         self._request_seconds = request_seconds
         self._idle_seconds = idle_seconds
@@ -116,7 +119,7 @@ class TcpServer:
             while self._answer(sock):
                 pass
         except FrameError as error:
-            log.info("dropped a data connection: %s", error)
+            self._refused(RefusalReason.MALFORMED, str(error))
         except (OSError, EOFError) as error:
             log.debug("a data connection ended: %s", error)
         finally:
@@ -132,20 +135,22 @@ class TcpServer:
         if not got:
             return False
         deadline = time.monotonic() + self._request_seconds
-        receive(sock, memoryview(header)[got:], deadline)
         try:
+            _receive_request(sock, memoryview(header)[got:], deadline)
             request = frames.parse_request(header)
             if request.block_bytes != self._memory.block_bytes:
                 raise FrameError(f"blocks of {request.block_bytes} bytes; here they have {self._memory.block_bytes}")
         except FrameError:
-            sock.settimeout(self._send_seconds)
-            sock.sendall(frames.pack_reply(ReplyStatus.MALFORMED, 0))
+            with contextlib.suppress(OSError):  # it may be gone
+                sock.settimeout(self._send_seconds)
+                sock.sendall(frames.pack_reply(ReplyStatus.MALFORMED, 0))
             raise
         body = bytearray(request.num_blocks * frames.WANTED.size)
-        receive(sock, memoryview(body), deadline)
+        _receive_request(sock, memoryview(body), deadline)
         sock.settimeout(self._send_seconds)
         permit = self._permits.get(request.transfer_id)
         if permit is None:
+            self._refused(RefusalReason.UNKNOWN_TRANSFER, "there is no such claimed block set (any more)")
             sock.sendall(frames.pack_reply(ReplyStatus.UNKNOWN_TRANSFER, 0))
             return True
         self._send_blocks(sock, permit, frames.parse_wanted(body))
@@ -163,12 +168,26 @@ class TcpServer:
                 sock.sendall(self._memory.read(first, count))
             after = bytes(self._status(permit, block) for block in wanted)
         sock.sendall(after)
+        if admitted and BlockStatus.REFUSED in before:
+            self._refused(RefusalReason.MALFORMED, "blocks were asked for that the set does not have sealed")
+
+    def _refused(self, reason: RefusalReason, message: str) -> None:
+        if self._refusals is not None:
+            self._refusals.note(reason, message)
 
     def _status(self, permit: ReadPermit, block: tuple[int, int]) -> BlockStatus:
         index, generation = block
         if permit.gate.closed or not permit.covers(index, generation):
             return BlockStatus.REFUSED
         return BlockStatus.SENT if self._memory.generation(index) == generation else BlockStatus.STALE
+
+
+def _receive_request(sock: socket.socket, into: memoryview, deadline: float) -> None:
+    """A part of one. Raises FrameError where it does not come in time, or only half."""
+    try:
+        receive(sock, into, deadline)
+    except (EOFError, TimeoutError) as error:
+        raise FrameError(f"half a request: {error}") from None
 
 
 def neighbours(indices: Sequence[int], most: int) -> Iterator[tuple[int, int]]:

@@ -18,6 +18,7 @@ from baton.v1.transfer_pb2_grpc import add_TransferServicer_to_server
 from kvtransfer.destination import OnVerified, Puller
 from kvtransfer.gate import ReadPermits
 from kvtransfer.memory import HostMemory
+from kvtransfer.refusal import Refusals
 from kvtransfer.service import TransferService
 from kvtransfer.source import SourceLedger
 from kvtransfer.threads import Threads
@@ -27,6 +28,7 @@ from kvtransfer.transports.chooser import Connector
 from kvtransfer.transports.fake import FakeNetwork
 from kvtransfer.transports.shm import shm_endpoint
 from kvtransfer.transports.tcp_server import TcpServer
+from worker.unreadable import UnreadableAsEmpty
 
 LAYOUT = KVLayout(2, 2, 16, 8, "float32", b"m" * 16)  # 4 KiB a block
 NUM_BLOCKS = 64
@@ -117,7 +119,7 @@ async def make_rig(
     metrics, threads, permits = Metrics(), Threads.create(), ReadPermits()
     transfer_metrics = TransferMetrics(metrics)
     terminal: list[AttemptId] = []
-    server = grpc.aio.server()
+    server = grpc.aio.server(interceptors=[UnreadableAsEmpty()])
     port = server.add_insecure_port("127.0.0.1:0")
     address = f"127.0.0.1:{port}"
     ledger = SourceLedger(
@@ -133,7 +135,7 @@ async def make_rig(
         executor=threads.memory,
         permits=permits,
     )
-    data_server = TcpServer(source, permits, send_seconds=1.0, request_seconds=1.0)
+    data_server = TcpServer(source, permits, send_seconds=1.0, request_seconds=1.0, refusals=Refusals(transfer_metrics))
     network = network or FakeNetwork()
     endpoints: list[Endpoint] = [
         shm_endpoint(source),
