@@ -58,7 +58,19 @@ class Ask:
         return self.known.expected(self.max_tokens, self.ignore_eos)
 
 
-def draw(seed: int, number: int, known: Sequence[Known], *, leaving: float = 0.15, hurried: float = 0.1) -> Ask:
+@dataclass(frozen=True)
+class Mix:
+    """Of requests: shares of all, and seconds."""
+
+    leaving: float = 0.15
+    """Cancelled by their askers."""
+    stay: float = 1.5
+    """Longest that one of those waits."""
+    hurried: float = 0.1
+    """With a short deadline."""
+
+
+def draw(seed: int, number: int, known: Sequence[Known], mix: Mix) -> Ask:
     rng = random.Random(f"request {seed} {number}")
     fate = rng.random()
     one = rng.choice(known)
@@ -68,8 +80,8 @@ def draw(seed: int, number: int, known: Sequence[Known], *, leaving: float = 0.1
         max_tokens=rng.randint(1, min(LONGEST, len(one.greedy))),
         ignore_eos=rng.random() < 0.7,
         salt=b"" if rng.random() < 0.3 else f"{seed}-{number}".encode(),  # those without one hit each other's blocks
-        leaves=rng.uniform(0.0, 1.5) if fate < leaving else None,
-        deadline=rng.uniform(0.05, 2.0) if leaving <= fate < leaving + hurried else PATIENCE,
+        leaves=rng.uniform(0.0, mix.stay) if fate < mix.leaving else None,
+        deadline=rng.uniform(0.05, 2.0) if mix.leaving <= fate < mix.leaving + mix.hurried else PATIENCE,
     )
 
 
@@ -79,11 +91,14 @@ def plain(known: Known, number: int) -> Ask:
 
 
 class Load:
-    def __init__(self, system: FaultySystem, known: Sequence[Known], seed: int, *, at_once: int = 8) -> None:
+    def __init__(
+        self, system: FaultySystem, known: Sequence[Known], seed: int, *, at_once: int = 8, mix: Mix | None = None
+    ) -> None:
         self._system = system
         self._known = known
         self._seed = seed
         self._at_once = at_once
+        self._mix = mix or Mix()
         self.asked = 0
         self.endings: Counter[Ending] = Counter()
         self.resumes = 0
@@ -112,7 +127,7 @@ class Load:
                     await self._ask(client, lives)
 
     async def _ask(self, client: Client, lives: Callable[[], bool]) -> None:
-        ask = draw(self._seed, self.asked, self._known)
+        ask = draw(self._seed, self.asked, self._known, self._mix)
         self.asked += 1
         began = time.monotonic()
         ending, what = await self.judge(client, ask)
