@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from tests.faults.oracle import known_answers
+from tests.faults.schedule import Kind
 from tests.faults.storm import storm
 from tests.faults.system import Shape
 
@@ -27,6 +28,9 @@ def main() -> int:
     parser.add_argument("--unified", type=int, default=0, help="these alone, where more than 0")
     parser.add_argument("--transport", choices=("shm", "tcp"), default="shm")
     parser.add_argument("--kv-blocks", type=int, default=256, help="of each worker: so few that requests wait for some")
+    parser.add_argument(
+        "--without", nargs="*", choices=[kind.value for kind in Kind], default=[], help="faults left out"
+    )
     parser.add_argument("--questions", type=int, default=12, help="of each distance")
     args = parser.parse_args()
     apart = (0, 0) if args.unified else (args.prefill, args.decode)
@@ -41,7 +45,18 @@ def main() -> int:
     def enough(requests: int, seconds: float) -> bool:
         return requests >= args.requests and seconds >= args.minutes * 60
 
-    summary = asyncio.run(storm(shape, args.seed, known, directory, enough=enough, mean_gap=args.mean_gap, say=say))
+    summary = asyncio.run(
+        storm(
+            shape,
+            args.seed,
+            known,
+            directory,
+            enough=enough,
+            mean_gap=args.mean_gap,
+            without=[Kind(value) for value in args.without],
+            say=say,
+        )
+    )
     if not summary.good:
         say(summary.explain(directory))
     print(summary)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -54,20 +54,29 @@ class Fault:
         return f"{self.at:7.2f} s  {self.kind.value} {link}{self.target}{lasting}"
 
 
-def faults(seed: int, parts: Sequence[str], links: Sequence[tuple[str, str]], mean_gap: float) -> Iterator[Fault]:
+def faults(
+    seed: int,
+    parts: Sequence[str],
+    links: Sequence[tuple[str, str]],
+    mean_gap: float,
+    without: Collection[Kind] = (),
+) -> Iterator[Fault]:
     """Without an end, one every `mean_gap` seconds on average. `links` are (client, server)."""
     rng = random.Random(f"faults {seed}")
+    of_links = {kind: weight for kind, weight in _OF_LINKS.items() if kind not in without}
+    of_parts = [
+        (part, kind, weight) for part in parts for kind, weight in _OF_PARTS[_role(part)].items() if kind not in without
+    ]
     now = 0.0
     while True:
         now += rng.expovariate(1 / mean_gap)
         seconds = min(_LONGEST, rng.expovariate(1 / 1.5))
         if rng.random() < _LINKS_SHARE:
-            kind = rng.choices(list(_OF_LINKS), list(_OF_LINKS.values()))[0]
+            kind = rng.choices(list(of_links), list(of_links.values()))[0]
             client, server = rng.choice(links)
             yield Fault(now, kind, server, client, seconds if kind in (Kind.STALL, Kind.DEAF, Kind.DELAY) else 0.0)
         else:
-            choices = [(part, kind, weight) for part in parts for kind, weight in _OF_PARTS[_role(part)].items()]
-            part, kind, _ = rng.choices(choices, [weight for _, _, weight in choices])[0]
+            part, kind, _ = rng.choices(of_parts, [weight for _, _, weight in of_parts])[0]
             yield Fault(now, kind, part, seconds=0.0 if kind is Kind.RESTART else seconds)
 
 

@@ -8,6 +8,7 @@ nothing is held afterwards.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from tests.faults.load import Ending
 from tests.faults.oracle import Known, known_answers
+from tests.faults.schedule import Kind
 from tests.faults.storm import storm
 from tests.faults.system import Shape
 
@@ -23,6 +25,7 @@ SHAPES = [
     Shape(prefill=2, decode=2, transport="tcp"),
     Shape(unified=1),
 ]
+ENDS = (Kind.KILL, Kind.RESTART)
 SHORT_SECONDS = 8.0
 REQUESTS = 1000
 
@@ -33,10 +36,24 @@ def known(each: int) -> list[Known]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-async def test_answers_stay_right_and_nothing_leaks_under_faults(shape: Shape, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("shape", "without"),
+    [(SHAPES[0], ()), (SHAPES[1], ENDS), (SHAPES[2], ())],
+    ids=[str(SHAPES[0]), f"{SHAPES[1]}, nobody dies", str(SHAPES[2])],
+)
+async def test_answers_stay_right_and_nothing_leaks_under_faults(
+    shape: Shape, without: Sequence[Kind], tmp_path: Path
+) -> None:
+    """Where no worker is killed, none forgets what it leaked."""
     summary = await storm(
-        shape, 7, known(3), tmp_path, enough=lambda _, seconds: seconds >= SHORT_SECONDS, mean_gap=1.0, say=print
+        shape,
+        7,
+        known(3),
+        tmp_path,
+        enough=lambda _, seconds: seconds >= SHORT_SECONDS,
+        mean_gap=1.0,
+        without=without,
+        say=print,
     )
     print(summary)
     assert summary.good, summary.explain(tmp_path)
@@ -47,8 +64,9 @@ async def test_answers_stay_right_and_nothing_leaks_under_faults(shape: Shape, t
 
 @pytest.mark.soak
 @pytest.mark.timeout(0)
+@pytest.mark.parametrize("without", [(), ENDS], ids=["", "nobody dies"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-async def test_a_long_storm(shape: Shape, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+async def test_a_long_storm(shape: Shape, without: Sequence[Kind], tmp_path: Path, pytestconfig: pytest.Config) -> None:
     """The bar: 1,000 requests, a fault every 2 s on average; wrong tokens, hung requests, leaked blocks: 0, 0, 0."""
     minutes, seed = pytestconfig.getoption("storm_minutes"), pytestconfig.getoption("storm_seed")
 
@@ -61,6 +79,7 @@ async def test_a_long_storm(shape: Shape, tmp_path: Path, pytestconfig: pytest.C
         known(12),
         tmp_path,
         enough=lambda asked, seconds: asked >= REQUESTS and seconds >= minutes * 60,
+        without=without,
         say=say,
     )
     say(str(summary))
