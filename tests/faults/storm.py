@@ -87,8 +87,8 @@ async def storm(
     without: Collection[Kind] = (),
     say: Callable[[str], None],
 ) -> Summary:
-    """`enough` is asked of the number of requests so far and of the seconds: True ends the storm. `without` leaves kinds
-    of faults out: where no worker is killed, none forgets what it leaked."""
+    """`enough` is asked of the number of requests so far and of the seconds: True ends the storm. `without` leaves
+    kinds of faults out: where no worker is killed, none forgets what it leaked."""
     async with faulty_system(shape, directory, seed) as system:
         load, injector = Load(system, known, seed), Injector(system)
         begin = time.monotonic()
