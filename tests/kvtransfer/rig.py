@@ -89,6 +89,7 @@ class Rig:
     data_server: TcpServer
     metrics: Metrics
     """Both sides'."""
+    transfer_metrics: TransferMetrics
     terminal: list[AttemptId] = field(default_factory=list)
 
     def offer(self, count: int, attempt: int = 0) -> tuple[AttemptId, list[BlockRef], Ticket]:
@@ -170,6 +171,7 @@ async def make_rig(
             service,
             data_server,
             metrics,
+            transfer_metrics,
             terminal,
         )
     finally:
