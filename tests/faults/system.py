@@ -100,22 +100,7 @@ class FaultySystem:
 
     async def held(self) -> list[str]:
         """What an idle system must not have: blocks in use or unaccounted for, live transfers, requests."""
-        found = []
-        for worker in self.workers:
-            page = await self.page(worker)
-            blocks = metric_by_label(page, "baton_kv_blocks", "state")
-            busy = [state for state in ("active", "offered", "landing", "quarantined") if blocks[state]]
-            found += [f"{worker}: {blocks[state]:.0f} blocks {state}" for state in busy]
-            if sum(blocks.values()) != self.shape.kv_blocks:
-                found.append(f"{worker}: {blocks} are not {self.shape.kv_blocks} blocks")
-            found += [
-                f"{worker}: {count:.0f} transfers {state}"
-                for state, count in metric_by_label(page, "baton_kv_transfers", "state").items()
-                if count
-            ]
-            for name in ("vllm:num_requests_running", "vllm:num_requests_waiting"):
-                if count := sum_metric(page, name, {}):
-                    found.append(f"{worker}: {name} is {count:.0f}")
+        found = [line for name in self.workers for line in held(name, await self.page(name), self.shape.kv_blocks)]
         if count := sum_metric(await self.page("router"), "baton_requests_open", {}):
             found.append(f"router: {count:.0f} requests open")
         return found
@@ -191,6 +176,21 @@ class FaultySystem:
 
     def _who(self, address: tuple[str, int]) -> str:
         return owner(address, {name: part.pid for name, part in self.parts.items() if part.pid is not None})
+
+
+def held(worker: str, page: str, total: int) -> list[str]:
+    """What its /metrics say that an idle worker must not have."""
+    blocks = metric_by_label(page, "baton_kv_blocks", "state")
+    busy = [state for state in ("active", "offered", "landing", "quarantined") if blocks[state]]
+    found = [f"{worker}: {blocks[state]:.0f} blocks {state}" for state in busy]
+    if sum(blocks.values()) != total:
+        found.append(f"{worker}: {blocks} are not {total} blocks")
+    transfers = metric_by_label(page, "baton_kv_transfers", "state")
+    found += [f"{worker}: {count:.0f} transfers {state}" for state, count in transfers.items() if count]
+    for name in ("vllm:num_requests_running", "vllm:num_requests_waiting"):
+        if count := sum_metric(page, name, {}):
+            found.append(f"{worker}: {name} is {count:.0f}")
+    return found
 
 
 @asynccontextmanager
