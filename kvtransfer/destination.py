@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import grpc.aio
 
 from baton.clock import Clock
-from baton.errors import HandoffFailed, InternalError, PeerLost, RequestCancelled
+from baton.errors import HandoffFailed, InternalError, LayoutMismatch, PeerLost, RequestCancelled
 from baton.ids import AttemptId, BlockHash, BlockRef, WorkerId
 from baton.layout import KVLayout
 from baton.metrics import TransferMetrics
@@ -28,7 +28,7 @@ from kvtransfer.landing import Landed, Landing
 from kvtransfer.lifetimes import LIVE, DestinationState
 from kvtransfer.memory import PoolMemory
 from kvtransfer.pull import Pull
-from kvtransfer.refusal import refusal_error
+from kvtransfer.refusal import RefusalReason, Refusals, refusal_error
 from kvtransfer.threads import Threads
 from kvtransfer.ticket import Ticket
 from kvtransfer.transports.chooser import Connector
@@ -66,6 +66,7 @@ class Puller:
         self._threads = threads
         self._clock = clock
         self._metrics = metrics
+        self._refusals = Refusals(metrics)
         self._on_verified = on_verified
         self._channels = Channels(open_channel)
         self._landings: dict[asyncio.Task[None], Landing] = {}
@@ -180,7 +181,7 @@ class Puller:
                 clock=self._clock,
                 metrics=self._metrics,
             )
-            pull.check()
+            self._check(pull)
             async with self._channels.to(ticket.address) as channel, pull.conversation(channel):
                 try:
                     landed = await pull.run()
@@ -196,12 +197,20 @@ class Puller:
             if not isinstance(error, (Exception, asyncio.CancelledError)):
                 raise
 
+    def _check(self, pull: Pull) -> None:
+        try:
+            pull.check()
+        except HandoffFailed as error:
+            mismatch = isinstance(error, LayoutMismatch)
+            self._refusals.note(RefusalReason.LAYOUT_MISMATCH if mismatch else RefusalReason.MALFORMED, error.message)
+            raise
+
     def _fail(self, landing: Landing, ticket: Ticket, error: BaseException) -> None:
         if isinstance(error, PeerLost):
             self._channels.forget(ticket.address)
         if isinstance(error, HandoffFailed):
-            log.info("%s: %s", landing.id, error.message)
-            landing.fail(error)
+            if landing.fail(error):
+                log.info("%s: %s", landing.id, error.message)
         elif isinstance(error, asyncio.CancelledError):
             landing.fail(RequestCancelled("the landing was cancelled"))
         elif landing.fail(InternalError(f"the pull of {landing.id} failed by a defect: {error!r}")):

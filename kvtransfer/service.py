@@ -17,7 +17,7 @@ from baton.metrics import TransferMetrics
 from baton.v1 import transfer_pb2 as pb
 from baton.v1 import transfer_pb2_grpc
 from kvtransfer.lend import Lender, LendRequest, lend_nothing
-from kvtransfer.refusal import Refusal, RefusalReason
+from kvtransfer.refusal import Refusal, RefusalReason, Refusals
 from kvtransfer.source import Claimant, ClaimRequest, Prefilled, SourceLedger
 from kvtransfer.ticket import (
     FINGERPRINT_BYTES,
@@ -53,8 +53,8 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
         """`endpoints` are the ways to the ledger's bytes, best first; `lend` offers in the ledger what is cached."""
         self._ledger = ledger
         self._endpoints = endpoints
-        self._metrics = metrics
         self._lend = lend
+        self._refusals = Refusals(metrics)
         self._claim_seconds = claim_seconds
 
     async def Pull(self, request_iterator: Any, context: Any) -> AsyncIterator[pb.PullResponse]:
@@ -88,7 +88,7 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
         try:
             self._ledger.keep(TransferId(request.transfer_id), request.incarnation)
         except Refusal as refusal:
-            self._metrics.refused.labels(reason=refusal.reason.value).inc()
+            self._refusals.note(refusal.reason, refusal.message)
             return pb.KeepResponse(refused=refusal.to_proto())
         return pb.KeepResponse(renewed=pb.Renewed(lease_ms=to_ms(self._ledger.lease_seconds)))
 
@@ -96,7 +96,7 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
         try:
             ticket = await self._lend(LendRequest.from_proto(request))
         except Refusal as refusal:
-            self._metrics.refused.labels(reason=refusal.reason.value).inc()
+            self._refusals.note(refusal.reason, refusal.message)
             return pb.LendResponse(refused=refusal.to_proto())
         return pb.LendResponse(ticket=ticket.to_proto())
 
@@ -160,7 +160,7 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
             await replies.put(None)
 
     def _refuse(self, refusal: Refusal) -> pb.PullResponse:
-        self._metrics.refused.labels(reason=refusal.reason.value).inc()
+        self._refusals.note(refusal.reason, refusal.message)
         return pb.PullResponse(refused=refusal.to_proto())
 
 

@@ -18,6 +18,7 @@ from typing import Protocol
 from baton.clock import Clock, MonotonicClock
 from baton.errors import BatonError, InvalidRequest
 from baton.ids import AttemptId, BlockHash
+from baton.logs import Rarely
 from baton.metrics import RequestMetrics, WorkerMetrics
 from baton.sampling import SamplingParams
 from baton.v1 import inference_pb2, worker_pb2
@@ -91,6 +92,7 @@ class WorkerCore:
         self._block_events = block_events
         self._request_metrics = request_metrics
         self._metrics = metrics
+        self._rarely = Rarely(log, self._clock)
         self._attempts: dict[AttemptId, _Attempt] = {}
         self._sessions: dict[Session, None] = {}  # in the order in which they were opened
         self._load = inference_pb2.Load()
@@ -127,12 +129,12 @@ class WorkerCore:
         elif kind == "move":
             self._move(message.move)
         else:
-            self._metrics.stale_messages.labels(kind="unknown").inc()
+            self._stale("unknown", "a message of no known kind")
 
     def _submit(self, session: Session, submit: worker_pb2.Submit) -> None:
         request_id = attempt_id(submit.id)
         if request_id in self._attempts:
-            self._metrics.stale_messages.labels(kind="submit").inc()
+            self._stale("submit", str(request_id))
             return
         self._attempts[request_id] = attempt = _Attempt(session, self._clock.now())
         self._all_over.clear()
@@ -156,17 +158,18 @@ class WorkerCore:
         request_id = attempt_id(handoff.id)
         attempt = self._attempts.get(request_id)
         if attempt is None or attempt.ended:
-            self._metrics.stale_messages.labels(kind="handoff").inc()
+            self._stale("handoff", str(request_id))
             return
         try:
             self._role.handoff(request_id, handoff.ticket)
         except BatonError as error:
+            self._stale("malformed", error.message)
             self._role.cancel(request_id, EndReason.HANDOFF_FAILED, error.message)
 
     def _cancel(self, cancel: worker_pb2.Cancel) -> None:
         request_id = attempt_id(cancel.id)
         if request_id not in self._attempts:
-            self._metrics.stale_messages.labels(kind="cancel").inc()
+            self._stale("cancel", str(request_id))
             return
         self._role.cancel(request_id, EndReason.CANCELLED, "")
 
@@ -174,9 +177,14 @@ class WorkerCore:
         request_id = attempt_id(move.id)
         attempt = self._attempts.get(request_id)
         if attempt is None or attempt.ended:
-            self._metrics.stale_messages.labels(kind="move").inc()
+            self._stale("move", str(request_id))
             return
         self._role.move(request_id)
+
+    def _stale(self, kind: str, message: str) -> None:
+        """Of no use, or of none any more: it changes nothing."""
+        self._metrics.stale_messages.labels(kind=kind).inc()
+        self._rarely.info(f"dropped, {kind}", message)
 
     def _checked(self, request_id: AttemptId, submit: worker_pb2.Submit) -> AddRequest:
         """Raises InvalidRequest. The router has checked already; a worker trusts nobody with its engine."""

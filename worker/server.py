@@ -33,6 +33,7 @@ from worker.build import Built, build, load
 from worker.core import WorkerCore
 from worker.role import Role, SendCommand
 from worker.session import WorkerService
+from worker.unreadable import UnreadableAsEmpty
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ def _hop(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
 
 async def _open_doors(config: WorkerConfig, metrics: Metrics, stack: AsyncExitStack) -> _Doors:
     """Raises PortInUse, RedisUnreachable."""
-    server = grpc.aio.server(options=server_options())
+    server = grpc.aio.server(interceptors=[UnreadableAsEmpty()], options=server_options())
     grpc_port = bind(server, config.host, config.grpc_port)
     metrics_port = _serve_metrics(config, metrics)
     redis = None

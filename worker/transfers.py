@@ -11,6 +11,7 @@ from baton.ids import AttemptId
 from baton.v1 import transfer_pb2_grpc
 from kvtransfer.destination import OnVerified, Puller
 from kvtransfer.gate import ReadPermits
+from kvtransfer.refusal import Refusals
 from kvtransfer.service import TransferService
 from kvtransfer.source import SourceLedger
 from kvtransfer.threads import Threads
@@ -92,8 +93,13 @@ def _endpoints(around: Surroundings, permits: ReadPermits) -> list[Endpoint]:
     allowed = transport_names(around.config.transfer.transport)
     endpoints = offer_memory(around.built.memory, allowed, around.stack.callback)
     if "tcp" in allowed:
-        host = around.config.host
-        tcp = TcpServer(around.built.memory, permits, host=host, advertise_host=around.config.advertise_host)
+        tcp = TcpServer(
+            around.built.memory,
+            permits,
+            host=around.config.host,
+            advertise_host=around.config.advertise_host,
+            refusals=Refusals(around.metrics),
+        )
         around.stack.callback(tcp.close)
         endpoints.append(tcp.endpoint())
     return endpoints

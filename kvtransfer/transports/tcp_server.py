@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from baton.errors import PortInUse
 from kvtransfer.gate import ReadPermit, ReadPermits
 from kvtransfer.memory import PoolMemory
+from kvtransfer.refusal import RefusalReason, Refusals
 from kvtransfer.transports import frames
 from kvtransfer.transports.base import Endpoint
 from kvtransfer.transports.frames import BlockStatus, FrameError, ReplyStatus
@@ -46,6 +47,7 @@ class TcpServer:
         host: str = "127.0.0.1",
         port: int = 0,
         advertise_host: str = "",
+        refusals: Refusals | None = None,
         send_seconds: float = SEND_SECONDS,
         request_seconds: float = REQUEST_SECONDS,
         idle_seconds: float = IDLE_SECONDS,
@@ -54,6 +56,7 @@ class TcpServer:
         """Listens from now on, on a free port where `port` is 0. Raises PortInUse where that can't be."""
         self._memory = memory
         self._permits = permits
+        self._refusals = refusals
         self._send_seconds = send_seconds
         self._request_seconds = request_seconds
         self._idle_seconds = idle_seconds
@@ -118,7 +121,7 @@ class TcpServer:
             while self._answer(sock):
                 pass
         except FrameError as error:
-            log.info("dropped a data connection: %s", error)
+            self._refused(RefusalReason.MALFORMED, str(error))
         except (OSError, EOFError) as error:
             log.debug("a data connection ended: %s", error)
         finally:
@@ -134,23 +137,25 @@ class TcpServer:
         except EOFError:
             return False
         deadline = time.monotonic() + self._request_seconds
-        header = first + receive_bytes(sock, frames.REQUEST.size - 1, deadline)
         try:
+            header = first + _rest(sock, frames.REQUEST.size - 1, deadline)
             request = frames.parse_request(header)
             if request.block_bytes != self._memory.block_bytes:
                 raise FrameError(f"blocks of {request.block_bytes} bytes; here they have {self._memory.block_bytes}")
         except FrameError:
-            self._refuse(sock, ReplyStatus.MALFORMED)
+            with contextlib.suppress(OSError):  # it may be gone
+                self._reply(sock, ReplyStatus.MALFORMED)
             raise
-        wanted = frames.parse_wanted(receive_bytes(sock, request.num_blocks * frames.WANTED.size, deadline))
+        wanted = frames.parse_wanted(_rest(sock, request.num_blocks * frames.WANTED.size, deadline))
         permit = self._permits.get(request.transfer_id)
         if permit is None:
-            self._refuse(sock, ReplyStatus.UNKNOWN_TRANSFER)
+            self._refused(RefusalReason.UNKNOWN_TRANSFER, "there is no such claimed block set (any more)")
+            self._reply(sock, ReplyStatus.UNKNOWN_TRANSFER)
         else:
             self._send_blocks(sock, permit, wanted)
         return True
 
-    def _refuse(self, sock: socket.socket, status: ReplyStatus) -> None:
+    def _reply(self, sock: socket.socket, status: ReplyStatus) -> None:
         send(sock, [frames.pack_reply(status, 0)], time.monotonic() + self._send_seconds)
 
     def _send_blocks(self, sock: socket.socket, permit: ReadPermit, wanted: Sequence[tuple[int, int]]) -> None:
@@ -166,9 +171,23 @@ class TcpServer:
                 send(sock, [self._memory.read(first, count) for first, count in runs], deadline, more=True)
             after = bytes(self._status(permit, block) for block in wanted)
         send(sock, [after], deadline)
+        if admitted and BlockStatus.REFUSED in before:
+            self._refused(RefusalReason.MALFORMED, "blocks were asked for that the set does not have sealed")
+
+    def _refused(self, reason: RefusalReason, message: str) -> None:
+        if self._refusals is not None:
+            self._refusals.note(reason, message)
 
     def _status(self, permit: ReadPermit, block: tuple[int, int]) -> BlockStatus:
         index, generation = block
         if permit.gate.closed or not permit.covers(index, generation):
             return BlockStatus.REFUSED
         return BlockStatus.SENT if self._memory.generation(index) == generation else BlockStatus.STALE
+
+
+def _rest(sock: socket.socket, size: int, deadline: float) -> bytearray:
+    """Of a request that has begun. Raises FrameError where it does not come in time, or only half."""
+    try:
+        return receive_bytes(sock, size, deadline)
+    except (EOFError, TimeoutError) as error:
+        raise FrameError(f"half a request: {error}") from None

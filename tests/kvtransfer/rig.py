@@ -18,6 +18,7 @@ from baton.v1.transfer_pb2_grpc import add_TransferServicer_to_server
 from kvtransfer.destination import OnVerified, Puller
 from kvtransfer.gate import ReadPermits
 from kvtransfer.memory import HostMemory
+from kvtransfer.refusal import Refusals
 from kvtransfer.service import TransferService
 from kvtransfer.source import SourceLedger
 from kvtransfer.threads import Threads
@@ -27,6 +28,7 @@ from kvtransfer.transports.chooser import Connector
 from kvtransfer.transports.fake import FakeNetwork
 from kvtransfer.transports.offers import offer_memory
 from kvtransfer.transports.tcp_server import TcpServer
+from worker.unreadable import UnreadableAsEmpty
 
 LAYOUT = KVLayout(2, 2, 16, 8, "float32", b"m" * 16)  # 4 KiB a block
 NUM_BLOCKS = 64
@@ -83,9 +85,11 @@ class Rig:
     connector: Connector
     address: str
     server: grpc.aio.Server
+    service: TransferService
     data_server: TcpServer
     metrics: Metrics
     """Both sides'."""
+    transfer_metrics: TransferMetrics
     terminal: list[AttemptId] = field(default_factory=list)
 
     def offer(self, count: int, attempt: int = 0) -> tuple[AttemptId, list[BlockRef], Ticket]:
@@ -117,7 +121,7 @@ async def make_rig(
     metrics, threads, permits = Metrics(), Threads.create(), ReadPermits()
     transfer_metrics = TransferMetrics(metrics)
     terminal: list[AttemptId] = []
-    server = grpc.aio.server()
+    server = grpc.aio.server(interceptors=[UnreadableAsEmpty()])
     port = server.add_insecure_port("127.0.0.1:0")
     address = f"127.0.0.1:{port}"
     ledger = SourceLedger(
@@ -133,7 +137,7 @@ async def make_rig(
         executor=threads.memory,
         permits=permits,
     )
-    data_server = TcpServer(source, permits, send_seconds=1.0, request_seconds=1.0)
+    data_server = TcpServer(source, permits, send_seconds=1.0, request_seconds=1.0, refusals=Refusals(transfer_metrics))
     network = network or FakeNetwork()
     closers: list[Callable[[], None]] = []
     endpoints: list[Endpoint] = [
@@ -157,7 +161,19 @@ async def make_rig(
     )
     try:
         yield Rig(
-            ledger, source, puller, destination, permits, connector, address, server, data_server, metrics, terminal
+            ledger,
+            source,
+            puller,
+            destination,
+            permits,
+            connector,
+            address,
+            server,
+            service,
+            data_server,
+            metrics,
+            transfer_metrics,
+            terminal,
         )
     finally:
         await puller.close()
