@@ -7,7 +7,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
@@ -20,6 +19,7 @@ from kvtransfer.transports.chooser import Connector
 from tests.fuzz.data_port import DataPortDoor
 from tests.fuzz.doors import AddressDoor, Broken, Door, FrameDoor, TicketDoor
 from tests.fuzz.landings import HostileSource, LandingDoor
+from tests.fuzz.lends import LendDoor
 from tests.fuzz.mutator import Mutator
 from tests.fuzz.pulls import PullDoor
 from tests.fuzz.sessions import decode_door, prefill_door
@@ -91,7 +91,7 @@ async def _at(door: Door, doing: Awaitable[None], seed: int, number: int) -> Non
 @asynccontextmanager
 async def _doors() -> AsyncIterator[dict[str, tuple[Door, float]]]:
     """Each with its share of the knocks: the quick ones have more."""
-    threads, executor, source = Threads.create(), ThreadPoolExecutor(1), HostileSource()
+    threads, source = Threads.create(), HostileSource()
     async with make_rig("shm", clock=ManualClock()) as rig:
         victim = Puller(
             memory=rig.destination,
@@ -109,7 +109,8 @@ async def _doors() -> AsyncIterator[dict[str, tuple[Door, float]]]:
             (PullDoor(rig), 25),
             (FrameDoor(), 20),
             (decode_door(), 8),
-            (prefill_door(executor), 8),
+            (prefill_door(), 8),
+            (LendDoor(), 4),
             (AddressDoor(rig), 4),
             (LandingDoor(rig, victim, source), 3),
             (port, 2),
@@ -118,7 +119,6 @@ async def _doors() -> AsyncIterator[dict[str, tuple[Door, float]]]:
         port.close()
         await victim.close()
     threads.close()
-    executor.shutdown()
 
 
 @contextmanager

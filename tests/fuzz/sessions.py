@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-
-from baton.clock import ManualClock
-from baton.ids import Incarnation, WorkerId
-from baton.layout import KVLayout
-from baton.metrics import Metrics, TransferMetrics
 from baton.sampling import SamplingParams
 from baton.v1 import worker_pb2
 from decode_worker.admission import Admission
-from kvtransfer.gate import ReadPermits
-from kvtransfer.memory import HostMemory
-from kvtransfer.source import SourceLedger
 from prefill_worker.handoff import Handoff
 from tests.fuzz.doors import read, unless
 from tests.fuzz.mutator import Mutator
-from tests.worker.rig import Rig, ScriptedPuller, proto_id, ticket_for
-from worker.core import WorkerCore
-from worker.role import Role, SendCommand
+from tests.worker.rig import make_rig, proto_id, ticket_for
 from worker.session import Session
 
 PROMPT = [n % 50 for n in range(3, 25)]
@@ -30,16 +18,16 @@ _BREAK = 0.002
 
 
 class SessionDoor:
-    def __init__(self, role: str, make_role: Callable[[WorkerCore, SendCommand, Rig], Role]) -> None:
+    def __init__(self, role: str, kind: type[Handoff] | type[Admission]) -> None:
         self.name = f"sessions, {role}"
-        self._make_role = make_role
-        self._rig = Rig(make_role)
+        self._rig = make_rig(kind)
+        self._rig.puller.answered.set()
 
     async def knock(self, mutator: Mutator) -> None:
         """What the real service would log as a defect, and end the session by, is raised here."""
         rng, rig = mutator.rng, self._rig
         attempt = rng.randrange(_ATTEMPTS)
-        wire = mutator.wire(rng.choice((_submit, _submit, _handoff, _cancel))(attempt, rng.choice(list(_TASKS))))
+        wire = mutator.wire(rng.choice((_submit, _submit, _handoff, _cancel, _move))(attempt, rng.choice(list(_TASKS))))
         rig.core.receive(rig.session, read(worker_pb2.SessionRequest, wire))
         if rng.random() < _TURN:
             await rig.turn()
@@ -69,30 +57,14 @@ class SessionDoor:
 
 
 def decode_door() -> SessionDoor:
-    return SessionDoor("decode", lambda core, send, rig: Admission(core, ScriptedPuller(rig), send))  # type: ignore[arg-type]
+    return SessionDoor("decode", Admission)
 
 
-def prefill_door(executor: ThreadPoolExecutor) -> SessionDoor:
-    def make_role(core: WorkerCore, send: SendCommand, rig: Rig) -> Role:
-        ledger = SourceLedger(
-            memory=HostMemory.create(32, 64),
-            layout=KVLayout(1, 1, 4, 4, "float32", b"model"),
-            worker_id=WorkerId("p"),
-            address="127.0.0.1:1",
-            incarnation=Incarnation(7),
-            lease_seconds=10.0,
-            on_terminal=lambda request_id: role.set_over(request_id),
-            clock=ManualClock(),
-            metrics=TransferMetrics(Metrics()),
-            executor=executor,
-            permits=ReadPermits(),
-        )
-        role = Handoff(core, ledger, send)
-        return role
-
-    return SessionDoor("prefill", make_role)
+def prefill_door() -> SessionDoor:
+    return SessionDoor("prefill", Handoff)
 
 
+_HOLDER = worker_pb2.PrefixSource(worker_id="h", address="127.0.0.1:2", incarnation=9, num_blocks=5)
 _TASKS = (worker_pb2.TASK_PREFILL, worker_pb2.TASK_RECEIVE, worker_pb2.TASK_LOCAL)
 
 
@@ -100,7 +72,7 @@ def _submit(attempt: int, task: worker_pb2.Task.ValueType) -> worker_pb2.Session
     sampling = SamplingParams(max_tokens=5, seed=0, ignore_eos=True)
     return worker_pb2.SessionRequest(submit=worker_pb2.Submit(
         id=proto_id(attempt), task=task, token_ids=PROMPT, num_prompt_tokens=len(PROMPT), sampling=sampling.to_proto(),
-        cache_salt=b"tenant", deadline_seconds=60.0,
+        cache_salt=b"tenant", deadline_seconds=60.0, prefix=_HOLDER if attempt % 2 else None,
     ))  # fmt: skip
 
 
@@ -112,3 +84,7 @@ def _handoff(attempt: int, _: object) -> worker_pb2.SessionRequest:
 
 def _cancel(attempt: int, _: object) -> worker_pb2.SessionRequest:
     return worker_pb2.SessionRequest(cancel=worker_pb2.Cancel(id=proto_id(attempt)))
+
+
+def _move(attempt: int, _: object) -> worker_pb2.SessionRequest:
+    return worker_pb2.SessionRequest(move=worker_pb2.Move(id=proto_id(attempt)))
