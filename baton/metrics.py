@@ -122,6 +122,9 @@ class TransferMetrics:
         )
         self.ended = metrics._counter("baton_kv_transfers_ended", "Block sets by terminal state.", "state")
         self.bytes = metrics._counter("baton_kv_transfer_bytes", "Bytes of KV blocks pulled.", "transport")
+        self.relaid_bytes = metrics._counter(
+            "baton_kv_relaid_bytes", "Of those pulled: bytes that came in another layout and were re-laid."
+        )
         self.seconds = metrics._histogram(
             "baton_kv_transfer_seconds", "From claim to commit of a block set.", _SECONDS, "transport"
         )

@@ -33,6 +33,7 @@ from engine.messages import (
 )
 from kvtransfer.destination import Puller
 from kvtransfer.landing import Landed, Landing
+from kvtransfer.reservation import Prompt
 from kvtransfer.ticket import Ticket
 from worker.core import WorkerCore
 from worker.role import SendCommand
@@ -104,7 +105,8 @@ class Admission:
             assert arrival.ticket is not None, "the engine hears of a request with its ticket"
             self._stop_keeping(arrival)
             arrival.reserved = True
-            landing = self._puller.land(arrival.ticket, event.id, event.blocks, event.first_missing)
+            prompt = Prompt(arrival.request.token_ids, arrival.request.cache_salt)
+            landing = self._puller.land(arrival.ticket, event.id, event.blocks, event.first_missing, prompt)
             arrival.landing = landing
             self._spawn(self._follow(landing))
         elif isinstance(event, Ended):
@@ -147,7 +149,7 @@ class Admission:
             self._let_go(landing.id)
             return
         del self._arrivals[landing.id]
-        self._send(Commit(landing.id, landed.first_token))
+        self._send(Commit(landing.id, landed.first_token, shareable=landed.own_dtype))
         self._core.tell(_landed_event(landing.id, landed))
         self._core.let_go(landing.id)  # it may have been cancelled in this very moment
 

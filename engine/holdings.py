@@ -45,10 +45,13 @@ class Holdings:
         request.blocks = hits + self._pool.take(self._blocks_of(len(request.tokens)) - len(hits), hold)
         request.num_hit_blocks = len(hits)
         request.num_computed = request.num_planned = len(hits) * self._block_size
-        if hold is Hold.ACTIVE:
-            self._announce(request)
         if shared:
             self.forget_swapped(request)
+        if not request.swapped:
+            request.shareable = True  # what is not found is computed here, or lands anew
+        if hold is Hold.ACTIVE and request.shareable:
+            self._announce(request)
+        if shared:
             request.num_planned = reusable_tokens
             return (Move(MoveKind.COPY, shared[0], request.blocks[-1]),)
         return self._swap_in(request)
@@ -68,15 +71,17 @@ class Holdings:
         return tuple(taken)
 
     def computed(self, request: Request, num_tokens: int) -> None:
-        """The KV of the first `num_tokens` tokens is there: blocks that it fills can be hit from now on."""
+        """The KV of the first `num_tokens` tokens is there: blocks that it fills can be hit from now on, where they may
+        be shared."""
         size = self._block_size
         first = request.num_computed // size
         request.num_computed = num_tokens
         request.extend_hashes(num_tokens, size)
         for position in range(first, num_tokens // size):
-            tokens = request.tokens[position * size : (position + 1) * size]
-            parent = request.blocks[position - 1] if position else None
-            self._pool.publish(request.blocks[position], request.hashes[position], tokens, parent)
+            if request.shareable:
+                tokens = request.tokens[position * size : (position + 1) * size]
+                parent = request.blocks[position - 1] if position else None
+                self._pool.publish(request.blocks[position], request.hashes[position], tokens, parent)
         self._no_longer_coming(request, request.hashes[first : num_tokens // size])
 
     def release(self, request: Request) -> None:
@@ -194,8 +199,9 @@ class Holdings:
 
     # --- blocks that a transfer writes
 
-    def commit(self, request: Request) -> None:
-        """What has landed is verified: from here on it is as if computed here."""
+    def commit(self, request: Request, *, shareable: bool) -> None:
+        """What has landed is verified: from here on it is as if computed here, but that it may not be for others."""
+        request.shareable = shareable
         self._pool.move(request.blocks[request.num_hit_blocks :], Hold.LANDING, Hold.ACTIVE)
         request.num_planned = len(request.tokens)
         self.computed(request, len(request.tokens))

@@ -80,6 +80,9 @@ class Commit:
 
     id: AttemptId
     first_token: int
+    shareable: bool = True
+    """Whether these blocks, and what is computed on from them, may serve other requests as a cached prefix. Not where
+    they hold other values than this worker would have computed."""
 
 
 @dataclass(frozen=True, slots=True)

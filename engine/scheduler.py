@@ -377,7 +377,7 @@ class Scheduler:
         request = self._open(command.id, Phase.RECEIVING)
         if request is None:
             return
-        self._holdings.commit(request)
+        self._holdings.commit(request, shareable=command.shareable)
         self._batch.num_receiving -= 1
         self._batch.start(request)
         self._append(request, command.first_token)

@@ -21,7 +21,7 @@ from functools import partial
 from baton.clock import Clock
 from baton.errors import InternalError
 from baton.ids import AttemptId, BlockRef, Incarnation, TransferId, WorkerId, new_transfer_id
-from baton.layout import KVLayout
+from baton.layout import KVLayout, mismatch
 from baton.metrics import TransferMetrics
 from kvtransfer.checksum import pool_checksums
 from kvtransfer.counting import count_state
@@ -46,7 +46,7 @@ class ClaimRequest:
     transfer_id: TransferId = field(repr=False)
     incarnation: int
     id: AttemptId
-    layout_fingerprint: bytes
+    layout: KVLayout
     first_block: int
     worker_id: WorkerId
 
@@ -135,7 +135,7 @@ class SourceLedger:
             worker_id=self.worker_id,
             address=self._address,
             incarnation=self.incarnation,
-            layout_fingerprint=self.layout.fingerprint,
+            layout=self.layout,
             blocks=tuple(blocks),
             lease_seconds=self.lease_seconds,
             num_tokens=num_tokens,
@@ -185,12 +185,11 @@ class SourceLedger:
     def claim(self, request: ClaimRequest) -> Claimant:
         """Raises Refusal; then nothing has changed, but that a set whose time was over is now seen to have ended."""
         self._check_incarnation(request.incarnation)
-        if request.layout_fingerprint != self.layout.fingerprint:
+        difference = mismatch(self.layout, request.layout)
+        if difference:
             raise Refusal(
                 RefusalReason.LAYOUT_MISMATCH,
-                f"the puller lays out its blocks as {request.layout_fingerprint.hex()}, {self.worker_id} as "
-                f"{self.layout.fingerprint.hex()} ({self.layout}); "
-                "start both with the same model, dtype and block size",
+                f"{request.worker_id} can't use the blocks of {self.worker_id}: {difference}",
             )
         offered = self._live(request.transfer_id)
         if request.id != offered.ticket.id:

@@ -187,6 +187,7 @@ class Life:
                 layout_fingerprint=self.layout.fingerprint,
                 source="sim",
                 eos_token_ids=model.EOS,
+                layout=self.layout.to_proto(),
             ),
             pid=1,
         )

@@ -34,10 +34,15 @@ class Connector:
     ) -> None:
         """`network` is what `fake` endpoints are looked up in."""
         self.names = transport_names(setting)
+        self._setting = setting
         self._memory = memory
         self._threads = threads
         self._network = network
         self._connections: OrderedDict[Endpoint, Connection] = OrderedDict()
+
+    def beside(self, memory: PoolMemory) -> Connector:
+        """One like this whose connections bring blocks into `memory`."""
+        return Connector(memory, self._threads, setting=self._setting, network=self._network)
 
     async def open(self, endpoints: Sequence[Endpoint]) -> tuple[str, Connection]:
         """The transport's name and the way to the source. Raises TransferRefused, saying what was tried."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from baton.errors import HandoffFailed
 from baton.hashing import block_hashes, root_hash
 from baton.ids import AttemptId, BlockHash, BlockIndex, BlockRef, Generation, Incarnation, TransferId, WorkerId
+from baton.layout import KVLayout
 from baton.metrics import Metrics, RequestMetrics, WorkerMetrics
 from baton.sampling import SamplingParams
 from baton.v1 import inference_pb2, transfer_pb2, worker_pb2
@@ -17,6 +18,7 @@ from engine.engine import Engine
 from engine.messages import Command
 from engine.scheduler import Scheduler, SchedulerLimits
 from kvtransfer.landing import Landed, Landing
+from kvtransfer.reservation import Prompt
 from kvtransfer.ticket import Ticket
 from tests.engine.scripted_runner import VOCAB, ScriptedRunner, next_token
 from worker.core import WorkerCore
@@ -142,8 +144,12 @@ class ScriptedPuller:
     reserved: list[Sequence[BlockRef]] = field(default_factory=list)
     kept: list[Ticket] = field(default_factory=list)
     offer_over: asyncio.Event = field(default_factory=asyncio.Event)
+    own_dtype: bool = True
+    """Of what lands."""
 
-    def land(self, ticket: Ticket, id: AttemptId, destination: Sequence[BlockRef], first_missing: int) -> Landing:
+    def land(
+        self, ticket: Ticket, id: AttemptId, destination: Sequence[BlockRef], first_missing: int, prompt: Prompt
+    ) -> Landing:
         landing = Landing(id, lambda old, new: None)
         self.landings.append(landing)
         self.reserved.append(destination[first_missing:])
@@ -165,7 +171,7 @@ class ScriptedPuller:
             landing.land()
         assert landing.verify()
         token = next_token(list(prompt)) if first_token is None else first_token
-        landing.commit(Landed(token, len(blocks), 64 * len(blocks), 0.001, "shm"))
+        landing.commit(Landed(token, len(blocks), 64 * len(blocks), 0.001, "shm", own_dtype=self.own_dtype))
 
 
 def ticket_for(prompt: Sequence[int], attempt: int = 0) -> transfer_pb2.Ticket:
@@ -175,7 +181,7 @@ def ticket_for(prompt: Sequence[int], attempt: int = 0) -> transfer_pb2.Ticket:
         worker_id=WorkerId("p"),
         address="127.0.0.1:1",
         incarnation=Incarnation(7),
-        layout_fingerprint=bytes(16),
+        layout=KVLayout(1, 1, BLOCK, 1, "float32", FINGERPRINT),
         blocks=tuple(BlockRef(BlockIndex(i), Generation(1), BlockHash(h)) for i, h in enumerate(hashes)),
         lease_seconds=10,
         num_tokens=len(prompt),
