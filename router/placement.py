@@ -6,6 +6,7 @@ rules allow. A cost is in prompt tokens: the time that computing so many of them
 The rules. A decode worker computes the prompt itself (LOCAL) where what it lacks is short, or no prefill worker is
 there; a unified worker always does. Otherwise a prefill worker computes it and the decode worker receives it (REMOTE).
 Nobody who is not ready, is excluded, or could never hold the prompt is ever picked. Those with room are preferred.
+Only workers whose layouts match are paired; those that lay out blocks alike, and above all of one dtype, are preferred.
 """
 
 from __future__ import annotations
@@ -16,9 +17,15 @@ from enum import Enum
 from typing import NamedTuple
 
 from baton.ids import Incarnation, WorkerId
+from baton.layout import KVLayout, mismatch
 
 TRANSFER_COST = 0.1
 """Moving a token's KV, measured against computing it."""
+RELAYING_COST = 0.05
+"""What a token's KV costs more where its blocks are re-laid on the way in."""
+CONVERTING_COST = 0.5
+"""And where its dtype changes: the blocks then hold other values than the decode worker would have computed, and serve
+one stream alone."""
 STREAM_COST = 16.0
 """What a running or waiting request adds to the time of those beside it."""
 NO_ROOM_COST = 1e6
@@ -68,6 +75,7 @@ class Candidate:
     state: State
     max_prompt_len: int
     """Most tokens of a prompt that its pool can ever hold."""
+    layout: KVLayout
     streams: int = 0
     """Requests running and waiting there."""
     queued_tokens: int = 0
@@ -83,7 +91,6 @@ class Need:
 
     num_tokens: int
     """The prompt, and what earlier attempts generated."""
-    block_size: int
     local_prefill_tokens: int
     excluded: frozenset[WorkerKey] = frozenset()
 
@@ -130,21 +137,19 @@ TieBreaker = Callable[[WorkerKey], float]
 def place(candidates: Sequence[Candidate], need: Need, tie_breaker: TieBreaker = lambda key: 0.0) -> Placement | None:
     """Deterministic for a given tie-breaker. None: there is nobody now who could serve it."""
     usable = [c for c in candidates if _usable(c, need)]
+    sources = [c for c in usable if c.role is Role.PREFILL]
 
-    def order(score: Score) -> tuple[float, float, WorkerKey]:
-        return score.cost, tie_breaker(score.key), score.key
+    def order(pair: tuple[Score, Score | None]) -> tuple[float, float, WorkerKey, float, WorkerKey]:
+        decode, prefill = pair
+        source = prefill or decode
+        cost = decode.cost + (prefill.cost if prefill is not None else 0.0)
+        return cost, tie_breaker(decode.key), decode.key, tie_breaker(source.key), source.key
 
-    prefill = min((_score_prefill(c, need) for c in usable if c.role is Role.PREFILL), key=order, default=None)
-    options = [_score_decode(c, need, prefill is not None) for c in usable if c.role.decodes]
-    if not options:
+    pairs = [pair for c in usable if c.role.decodes for pair in _pairs(c, sources, need)]
+    if not pairs:
         return None
-
-    def whole_order(score: Score) -> tuple[float, float, WorkerKey]:
-        remote = prefill.cost if prefill is not None and score.way is Way.REMOTE else 0.0
-        return score.cost + remote, tie_breaker(score.key), score.key
-
-    decode = min(options, key=whole_order)
-    if decode.way is Way.LOCAL or prefill is None:
+    decode, prefill = min(pairs, key=order)
+    if prefill is None:
         return Placement(Way.LOCAL, decode.key, None, need.num_tokens - decode.missing_tokens, decode, None)
     cached = need.num_tokens - prefill.missing_tokens
     return Placement(Way.REMOTE, decode.key, prefill.key, cached, decode, prefill)
@@ -158,9 +163,18 @@ def _usable(candidate: Candidate, need: Need) -> bool:
     )
 
 
+def _pairs(decode: Candidate, sources: Sequence[Candidate], need: Need) -> list[tuple[Score, Score | None]]:
+    """The ways to serve it on `decode`: with each prefill worker whose blocks it can use, or alone."""
+    matching = [source for source in sources if not mismatch(source.layout, decode.layout)]
+    missing = _missing_tokens(decode, need)
+    if decode.role is Role.UNIFIED or missing <= need.local_prefill_tokens or not matching:
+        return [(_score_decode(decode, need, None), None)]
+    return [(_score_decode(decode, need, source), _score_prefill(source, need)) for source in matching]
+
+
 def _missing_tokens(candidate: Candidate, need: Need) -> int:
     """At least 1: the last token is always computed, for the next one is drawn from it."""
-    return max(need.num_tokens - candidate.cached_blocks * need.block_size, 1)
+    return max(need.num_tokens - candidate.cached_blocks * candidate.layout.block_size, 1)
 
 
 def _score_prefill(candidate: Candidate, need: Need) -> Score:
@@ -168,23 +182,26 @@ def _score_prefill(candidate: Candidate, need: Need) -> Score:
     terms = {
         "compute": float(missing),
         "queued": float(candidate.queued_tokens),
-        "room": _room_term(candidate, missing, need),
+        "room": _room_term(candidate, missing),
     }
     return Score(candidate.key, Way.REMOTE, missing, terms)
 
 
-def _score_decode(candidate: Candidate, need: Need, can_prefill_elsewhere: bool) -> Score:
+def _score_decode(candidate: Candidate, need: Need, source: Candidate | None) -> Score:
+    """`source` is None where it computes the prompt itself."""
     missing = _missing_tokens(candidate, need)
-    local = candidate.role is Role.UNIFIED or missing <= need.local_prefill_tokens or not can_prefill_elsewhere
     terms = {
-        ("compute" if local else "transfer"): missing * (1.0 if local else TRANSFER_COST),
+        ("compute" if source is None else "transfer"): missing * (1.0 if source is None else TRANSFER_COST),
         "queued": float(candidate.queued_tokens),
         "streams": STREAM_COST * candidate.streams,
-        "room": _room_term(candidate, missing + need.block_size, need),
+        "room": _room_term(candidate, missing + candidate.layout.block_size),
     }
-    return Score(candidate.key, Way.LOCAL if local else Way.REMOTE, missing, terms)
+    if source is not None and source.layout != candidate.layout:
+        terms["relaying"] = missing * RELAYING_COST
+        terms["converting"] = missing * CONVERTING_COST * (source.layout.dtype != candidate.layout.dtype)
+    return Score(candidate.key, Way.LOCAL if source is None else Way.REMOTE, missing, terms)
 
 
-def _room_term(candidate: Candidate, num_tokens: int, need: Need) -> float:
-    blocks = -(-num_tokens // need.block_size)
+def _room_term(candidate: Candidate, num_tokens: int) -> float:
+    blocks = -(-num_tokens // candidate.layout.block_size)
     return NO_ROOM_COST if blocks > candidate.available_blocks else 0.0

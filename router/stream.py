@@ -17,6 +17,7 @@ from random import random
 from baton.clock import Clock
 from baton.config import RoutingConfig
 from baton.errors import BatonError, DeadlineExceeded, PromptTooLong, Unavailable
+from baton.ids import WorkerId
 from baton.metrics import RequestMetrics, RouterMetrics
 from router.account import Account
 from router.answer import Answer
@@ -184,15 +185,22 @@ class Stream:
     async def _try_place(self, now: float) -> Placement | None:
         if self._workers.missing():
             return None
-        cached = await self._workers.directory.longest_prefix(self._request.prompt_hashes, self._workers.ready())
+        cached = await self._cached_blocks()
         self._refuse_other_model()
         need = Need(
             num_tokens=len(self._request.prompt_ids) + len(self._log),
-            block_size=self._request.model.block_size,
             local_prefill_tokens=self._config.local_prefill_tokens,
             excluded=frozenset(key for key, until in self._excluded.items() if until > now),
         )
         return place(self._workers.candidates(cached), need, tie_breaker=lambda key: random())
+
+    async def _cached_blocks(self) -> dict[WorkerId, int]:
+        """Of the prompt, from its beginning on: how many blocks of its own size each worker is said to hold."""
+        cached: dict[WorkerId, int] = {}
+        for block_size, workers in self._workers.ready_by_block_size().items():
+            hashes = await self._request.prompt_hashes.of(block_size)
+            cached |= await self._workers.directory.longest_prefix(hashes, workers)
+        return cached
 
     def _refuse_other_model(self) -> None:
         """Another model would take the tokens, and go on with an answer of its own."""
