@@ -10,7 +10,7 @@ block may be read, and by whom, is for others.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -113,12 +113,19 @@ class Relayout:
         if view is not None:
             self._copy(target, staged, _array(view, self._share.destination))
             return
-        with (
-            self._lock
-        ):  # memory that the host can't reach is brought, changed and written back, whole blocks at a time
-            block = memoryview(bytearray(self._memory.read(index)))
+        # Memory that the host can't reach is written a block at a time; of one that is filled in parts, what is there
+        # already has to be brought, and nobody else may write it meanwhile.
+        with self._lock:
+            whole = self._fills(target, staged)
+            block = memoryview(bytearray(self._memory.block_bytes if whole else self._memory.read(index)))
             self._copy(target, staged, _array(block, self._share.destination))
             self._memory.write(index, block)
+
+    def _fills(self, target: int, positions: Iterable[int]) -> bool:
+        size = self._sizes[1]
+        tokens = (self._tokens_of(position) for position in positions)
+        parts = (min(t.stop, (target + 1) * size) - max(t.start, target * size) for t in tokens)
+        return sum(parts) == size and self._share.heads == self._share.destination.heads
 
     def _copy(self, target: int, staged: Mapping[int, memoryview], block: Array) -> None:
         share, (from_size, to_size) = self._share, self._sizes
