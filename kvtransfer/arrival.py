@@ -9,18 +9,28 @@ that nobody reads until they are committed.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Protocol
 
-from baton.errors import TransferRefused
+from baton.errors import LayoutMismatch, TransferRefused
+from baton.ids import WorkerId
+from baton.layout import KVLayout, differences, rounds
 from kvtransfer.gate import Gate
 from kvtransfer.memory import PoolMemory
-from kvtransfer.relayout import Relayout
-from kvtransfer.staging import Staging
+from kvtransfer.relayout import Relayout, Share, shares
+from kvtransfer.reservation import Reservation
+from kvtransfer.staging import Staging, Stagings
 from kvtransfer.threads import Threads
+from kvtransfer.ticket import Ticket
 from kvtransfer.transports.chooser import Connector
+
+log = logging.getLogger(__name__)
+
+_MAX_NOTED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +111,64 @@ class Relaid:
             if not (lent and admitted):
                 raise TransferRefused("the landing was given up")
             self._relayout.relay({position: self.memory.read(room.places[position]) for position in positions})
+
+
+class Arrivals:
+    """Of one puller: how the blocks of each source arrive. Owns the connections and the stagings."""
+
+    def __init__(
+        self, memory: PoolMemory, layout: KVLayout, worker_id: WorkerId, connector: Connector, threads: Threads
+    ) -> None:
+        self._memory = memory
+        self._layout = layout
+        self._worker_id = worker_id
+        self._connector = connector
+        self._threads = threads
+        self._stagings = Stagings(connector)
+        self._relaid_from: set[tuple[WorkerId, bytes]] = set()
+
+    def shares(self, tickets: Sequence[Ticket]) -> list[Share]:
+        """What each gives. Raises LayoutMismatch."""
+        try:
+            return shares([ticket.layout for ticket in tickets], self._layout)
+        except LayoutMismatch as error:
+            sources = ", ".join(f"{ticket.worker_id} at {ticket.address}" for ticket in tickets)
+            raise LayoutMismatch(f"{self._worker_id} can't use the blocks of {sources}: {error.message}") from None
+
+    @asynccontextmanager
+    async def arrival(
+        self, share: Share, ticket: Ticket, reservation: Reservation, gate: Gate, lock: Lock
+    ) -> AsyncIterator[Arrival]:
+        """Of one pull. `gate` and `lock` are the landing's. Raises TransferRefused where there is no staging for it."""
+        places = [int(block.index) for block in reservation.blocks]
+        if share.as_it_is:
+            yield InPlace(self._memory, self._connector, places, reservation.first_missing, gate)
+            return
+        relayout = Relayout(share, self._memory, places, reservation.first_missing, ticket.num_tokens, lock)
+        async with self._stagings.use(share.source) as staging:
+            self._note_relaying(ticket)
+            yield Relaid(relayout, staging, gate, self._threads)
+
+    async def sweep(self) -> None:
+        """Lets go of sources that died, whose memory a mapping would keep."""
+        await self._connector.sweep()
+        await self._stagings.sweep()
+
+    async def close(self) -> None:
+        await self._connector.close()
+        await self._stagings.close()
+
+    def _note_relaying(self, ticket: Ticket) -> None:
+        """Once a source: what is done to its blocks, and what that costs in exactness."""
+        source = (ticket.worker_id, ticket.layout.fingerprint)
+        if source in self._relaid_from:
+            return
+        if len(self._relaid_from) >= _MAX_NOTED:
+            self._relaid_from.clear()
+        self._relaid_from.add(source)
+        rounding = rounds(ticket.layout, self._layout)
+        log.warning(
+            "blocks of %s at %s are re-laid on their way in: %s%s",
+            ticket.worker_id, ticket.address, differences(ticket.layout, self._layout),
+            f"; values are rounded to {self._layout.dtype}" if rounding else "; no value changes",
+        )  # fmt: skip

@@ -17,14 +17,14 @@ from contextlib import AsyncExitStack
 import grpc.aio
 
 from baton.clock import Clock
-from baton.errors import HandoffFailed, InternalError, LayoutMismatch, PeerLost, RequestCancelled, VerifyFailed
+from baton.errors import HandoffFailed, InternalError, PeerLost, RequestCancelled, VerifyFailed
 from baton.ids import AttemptId, BlockRef, WorkerId
-from baton.layout import KVLayout, differences, rounds
+from baton.layout import KVLayout
 from baton.metrics import TransferMetrics
 from baton.rpc import OpenChannel, open_channel
 from baton.v1 import transfer_pb2 as pb
 from baton.v1 import transfer_pb2_grpc
-from kvtransfer.arrival import Arrival, InPlace, Relaid
+from kvtransfer.arrival import Arrivals
 from kvtransfer.channels import Channels
 from kvtransfer.counting import count_state
 from kvtransfer.landing import Landed, Landing
@@ -32,9 +32,7 @@ from kvtransfer.lifetimes import LIVE, DestinationState
 from kvtransfer.memory import PoolMemory
 from kvtransfer.pull import Pull, first_of
 from kvtransfer.refusal import refusal_error
-from kvtransfer.relayout import Relayout, Share, shares
 from kvtransfer.reservation import Prompt, Reservation
-from kvtransfer.staging import Stagings
 from kvtransfer.threads import Threads
 from kvtransfer.ticket import Ticket
 from kvtransfer.transports.chooser import Connector
@@ -42,7 +40,6 @@ from kvtransfer.transports.chooser import Connector
 log = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 5.0
-_MAX_NOTED = 1024
 
 OnVerified = Callable[[AttemptId, Sequence[BlockRef], int], None]
 """Told of a block set, and of its first position that was missing, between verification and commit: nobody may read
@@ -67,7 +64,6 @@ class Puller:
         self._memory = memory
         self._layout = layout
         self._worker_id = worker_id
-        self._connector = connector
         self._threads = threads
         self._clock = clock
         self._metrics = metrics
@@ -75,8 +71,7 @@ class Puller:
         self._channels = Channels(open_channel)
         self._landings: dict[asyncio.Task[None], Landing] = {}
         self._live: Counter[DestinationState] = Counter()
-        self._stagings = Stagings(connector)
-        self._relaid_from: set[tuple[WorkerId, bytes]] = set()
+        self._arrivals = Arrivals(memory, layout, worker_id, connector, threads)
 
     def land(
         self,
@@ -151,8 +146,7 @@ class Puller:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
-                await self._connector.sweep()
-                await self._stagings.sweep()
+                await self._arrivals.sweep()
             except Exception:
                 log.exception("the sweep of connections failed and goes on")
 
@@ -162,8 +156,7 @@ class Puller:
             landing.cancel("the worker stops")
         if self._landings:
             await asyncio.wait(list(self._landings))
-        await self._connector.close()
-        await self._stagings.close()
+        await self._arrivals.close()
         await self._channels.close()
 
     async def _pull(self, landing: Landing, tickets: Sequence[Ticket], reservation: Reservation) -> None:
@@ -194,16 +187,20 @@ class Puller:
         self, stack: AsyncExitStack, landing: Landing, tickets: Sequence[Ticket], reservation: Reservation
     ) -> list[Pull]:
         """Checks every ticket before it asks any source, and opens a conversation with each."""
-        taken = self._shares(tickets)
+        taken = self._arrivals.shares(tickets)
         for ticket in tickets:
             await self._check(reservation, ticket)
         reservation.check_generations(self._memory)
         together, lock = asyncio.Barrier(len(tickets)), threading.Lock()
+        arrivals = [
+            await stack.enter_async_context(self._arrivals.arrival(share, ticket, reservation, landing.gate, lock))
+            for ticket, share in zip(tickets, taken, strict=True)
+        ]
         pulls = [
             Pull(
                 landing=landing,
                 ticket=ticket,
-                arrival=self._arrival(stack, landing, share, ticket, reservation, lock),
+                arrival=arrival,
                 together=together,
                 worker_id=self._worker_id,
                 layout=self._layout,
@@ -211,19 +208,12 @@ class Puller:
                 clock=self._clock,
                 metrics=self._metrics,
             )
-            for ticket, share in zip(tickets, taken, strict=True)
+            for ticket, arrival in zip(tickets, arrivals, strict=True)
         ]
         for ticket, pull in zip(tickets, pulls, strict=True):
             channel = await stack.enter_async_context(self._channels.to(ticket.address))
             await stack.enter_async_context(pull.conversation(channel))
         return pulls
-
-    def _shares(self, tickets: Sequence[Ticket]) -> list[Share]:
-        try:
-            return shares([ticket.layout for ticket in tickets], self._layout)
-        except LayoutMismatch as error:
-            sources = ", ".join(f"{ticket.worker_id} at {ticket.address}" for ticket in tickets)
-            raise LayoutMismatch(f"{self._worker_id} can't use the blocks of {sources}: {error.message}") from None
 
     async def _check(self, reservation: Reservation, ticket: Ticket) -> None:
         if ticket.layout.block_size == self._layout.block_size:
@@ -231,23 +221,6 @@ class Puller:
             return
         loop = asyncio.get_running_loop()  # a long prompt is named anew: milliseconds
         await loop.run_in_executor(self._threads.memory, reservation.check_offer, ticket, self._layout)
-
-    def _arrival(
-        self,
-        stack: AsyncExitStack,
-        landing: Landing,
-        share: Share,
-        ticket: Ticket,
-        reservation: Reservation,
-        lock: threading.Lock,
-    ) -> Arrival:
-        places = [int(block.index) for block in reservation.blocks]
-        if share.as_it_is:
-            return InPlace(self._memory, self._connector, places, reservation.first_missing, landing.gate)
-        self._note_relaying(ticket)
-        relayout = Relayout(share, self._memory, places, reservation.first_missing, ticket.num_tokens, lock)
-        staging = stack.enter_context(self._stagings.use(share.source))
-        return Relaid(relayout, staging, landing.gate, self._threads)
 
     async def _together(self, pulls: Sequence[Pull]) -> list[Landed]:
         """All of them, or the first that fails."""
@@ -264,21 +237,6 @@ class Puller:
         except PeerLost:
             self._channels.forget(pull.address)
             raise
-
-    def _note_relaying(self, ticket: Ticket) -> None:
-        """Once a source: what is done to its blocks, and what that costs in exactness."""
-        source = (ticket.worker_id, ticket.layout.fingerprint)
-        if source in self._relaid_from:
-            return
-        if len(self._relaid_from) >= _MAX_NOTED:
-            self._relaid_from.clear()
-        self._relaid_from.add(source)
-        rounding = rounds(ticket.layout, self._layout)
-        log.warning(
-            "blocks of %s at %s are re-laid on their way in: %s%s",
-            ticket.worker_id, ticket.address, differences(ticket.layout, self._layout),
-            f"; values are rounded to {self._layout.dtype}" if rounding else "; no value changes",
-        )  # fmt: skip
 
     def _fail(self, landing: Landing, error: BaseException) -> None:
         if isinstance(error, HandoffFailed):

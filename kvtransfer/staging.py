@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 
 from baton.errors import TransferRefused
@@ -82,33 +82,39 @@ class Stagings:
         self._connector = connector
         self._by_size: OrderedDict[int, Staging] = OrderedDict()
 
-    @contextmanager
-    def use(self, layout: KVLayout) -> Iterator[Staging]:
+    @asynccontextmanager
+    async def use(self, layout: KVLayout) -> AsyncIterator[Staging]:
         """For blocks of `layout`. Raises TransferRefused where they are too large, or of too many sizes at once."""
         if layout.block_bytes > STAGING_BYTES:
             raise TransferRefused(
                 f"a block of the source has {layout.block_bytes} bytes, and can't be re-laid: at most {STAGING_BYTES} "
                 "are staged; give it a smaller --block-size"
             )
-        staging = self._by_size.get(layout.block_bytes)
+        staging, unused = self._by_size.get(layout.block_bytes), None
         if staging is None:
             if len(self._by_size) >= MAX_STAGINGS:
-                raise TransferRefused(f"blocks of {MAX_STAGINGS} other sizes are being re-laid; try again later")
+                unused = self._drop_unused()
             staging = self._by_size[layout.block_bytes] = Staging(layout.block_bytes, self._connector)
         self._by_size.move_to_end(layout.block_bytes)
         staging.users += 1
         try:
+            if unused is not None:
+                await unused.close()
             yield staging
         finally:
             staging.users -= 1
 
     async def sweep(self) -> None:
-        """Lets go of dead sources, and of the longest unused stagings, so that there is room for another size."""
-        for size, staging in list(self._by_size.items()):
+        """Lets go of dead sources."""
+        for staging in list(self._by_size.values()):
             await staging.connector.sweep()
-            if len(self._by_size) >= MAX_STAGINGS and staging.idle:
-                del self._by_size[size]
-                await staging.close()
+
+    def _drop_unused(self) -> Staging:
+        """The longest unused."""
+        for size, staging in self._by_size.items():
+            if staging.idle:
+                return self._by_size.pop(size)
+        raise TransferRefused(f"blocks of {MAX_STAGINGS} other sizes are being re-laid; try again later")
 
     async def close(self) -> None:
         while self._by_size:

@@ -106,7 +106,7 @@ class Pair:
         await until(lambda: not self.puller.counts())
         for source in self.sources:
             assert await source.ledger.drain(10)
-        stagings = self.puller._stagings._by_size.values()
+        stagings = self.puller._arrivals._stagings._by_size.values()
         await until(lambda: all(staging.idle for staging in stagings))
 
 
@@ -194,7 +194,7 @@ async def test_equal_layouts_are_not_staged() -> None:
         pair.prefilled()
         assert (await landing.done()).own_dtype
         assert pair.holds()
-        assert not pair.puller._stagings._by_size
+        assert not pair.puller._arrivals._stagings._by_size
         assert pair.metric("baton_kv_relaid_bytes_total") == 0
 
 
@@ -233,6 +233,24 @@ async def test_any_degree_of_tensor_parallelism_lands_in_any_other(
             assert landed.blocks == blocks_of(NUM_TOKENS, source) * len(pair.sources)
             assert pair.holds()
             await pair.idle()
+
+
+async def test_one_source_gives_each_rank_its_heads_under_a_ticket_of_its_own() -> None:
+    source = of(block_size=8)
+    one, two = ranks(of(tp_size=2))
+    async with make_pair("tcp", source, one) as pair, make_pair("tcp", source, two) as other:
+        rank = AttemptId("req-1.1", 0)
+        landings = [pair.land()]
+        pair.offer(rank)
+        other.tickets = pair.tickets
+        landings.append(other.land(id=rank))
+        pair.prefilled(ID)
+        pair.prefilled(rank)
+        for landing in landings:
+            await landing.done()
+        assert pair.holds()
+        assert other.holds()
+        assert await pair.sources[0].ledger.drain(10)
 
 
 async def test_a_landing_of_shards_commits_only_when_all_of_them_have_landed() -> None:
@@ -341,6 +359,27 @@ async def test_blocks_too_large_to_stage_are_refused(monkeypatch: pytest.MonkeyP
             await pair.land().done()
 
 
+async def test_stagings_are_few_and_the_longest_unused_makes_room() -> None:
+    memory = HostMemory.create(1, MODEL.block_bytes)
+    threads = Threads.create()
+    stagings = staging.Stagings(Connector(memory, threads))
+    for block_size in range(1, 20):
+        async with stagings.use(of(block_size=block_size)) as one:
+            assert one.memory.block_bytes == of(block_size=block_size).block_bytes
+            assert len(stagings._by_size) <= staging.MAX_STAGINGS
+    async with AsyncExitStack() as stack:
+        for block_size in range(1, 5):
+            await stack.enter_async_context(stagings.use(of(block_size=block_size)))
+        async with stagings.use(of(block_size=2)):
+            pass
+        with pytest.raises(TransferRefused, match="blocks of 4 other sizes are being re-laid"):
+            await stack.enter_async_context(stagings.use(of(block_size=9)))
+    async with stagings.use(of(block_size=9)):
+        assert of(block_size=1).block_bytes not in stagings._by_size, "the longest unused"
+    await stagings.close()
+    threads.close()
+
+
 # --- what goes wrong on the way
 
 
@@ -397,7 +436,7 @@ async def test_a_write_in_flight_keeps_its_staging_but_not_the_pools_blocks() ->
         with pytest.raises(RequestCancelled):
             await landing.done()
         await until(lambda: late == 2)  # the fetch is over, its write is not
-        [stage] = pair.puller._stagings._by_size.values()
+        [stage] = pair.puller._arrivals._stagings._by_size.values()
         assert not stage.idle
         let_it_land.set()
         await pair.idle()
