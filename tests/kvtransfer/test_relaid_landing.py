@@ -4,7 +4,8 @@ nothing unverified reaches the pool, and staging is given back whatever happens.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +24,7 @@ from kvtransfer.destination import Puller
 from kvtransfer.landing import Landing
 from kvtransfer.lifetimes import DestinationState, SourceState
 from kvtransfer.memory import HostMemory
+from kvtransfer.relayout import Relayout
 from kvtransfer.reservation import Prompt
 from kvtransfer.threads import Threads
 from kvtransfer.ticket import Ticket
@@ -174,8 +176,9 @@ async def test_blocks_are_re_laid_while_the_source_still_computes(
         landing = pair.land()
         for share in (0.3, 0.7):
             pair.seal(share)
-            await asyncio.sleep(0.01)
-        assert pair.puller.counts() == {DestinationState.LANDING: 1}
+            sealed = int(blocks_of(NUM_TOKENS, source) * share) * source.block_bytes
+            await until(lambda sealed=sealed: pair.metric("baton_kv_relaid_bytes_total") == sealed)
+        assert landing.state is DestinationState.LANDING
         pair.prefilled()
         landed = await landing.done()
         blocks = blocks_of(NUM_TOKENS, source)
@@ -441,6 +444,34 @@ async def test_a_write_in_flight_keeps_its_staging_but_not_the_pools_blocks() ->
         let_it_land.set()
         await pair.idle()
         assert bytes(pair.pool.blocks) == bytes(len(pair.pool.blocks))
+
+
+async def test_re_laying_in_progress_keeps_the_pools_blocks_quarantined(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    relay = Relayout.relay
+
+    def slow(self: Relayout, staged: Mapping[int, memoryview]) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        relay(self, staged)
+
+    monkeypatch.setattr(Relayout, "relay", slow)
+    async with make_pair("shm", of(block_size=8), MODEL) as pair:
+        landing = pair.land()
+        pair.prefilled()
+        await until(begun.is_set)
+        landing.cancel()
+        assert landing.in_flight
+        with pytest.raises(RequestCancelled):
+            await landing.done()
+        [stage] = pair.puller._arrivals._stagings._by_size.values()
+        await until(lambda: not stage.users)
+        assert not stage.idle, "it is still read from"
+        assert landing.in_flight
+        go_on.set()
+        await landing.drained()
+        assert landing.state is DestinationState.FREE
+        await pair.idle()
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
