@@ -18,20 +18,23 @@ from baton.errors import TransferRefused
 from baton.layout import KVLayout
 from kvtransfer.gate import Gate
 from kvtransfer.memory import HostMemory
+from kvtransfer.transports.base import MAX_FETCH_BLOCKS
 from kvtransfer.transports.chooser import Connector
 
 log = logging.getLogger(__name__)
 
 STAGING_BYTES = 64 << 20
 """Of one staging: a full fetch for each that a transport makes at once. Taken as it is first used."""
+_MAX_SLOTS = 2 * MAX_FETCH_BLOCKS
 MAX_STAGINGS = 4
 """Sizes of foreign blocks that are staged at once."""
 
 
 class Staging:
     def __init__(self, block_bytes: int, connector: Connector) -> None:
-        """`connector` is the pool's: here is another like it."""
-        self.memory = HostMemory.create(max(1, STAGING_BYTES // block_bytes), block_bytes)
+        """Of blocks of at most STAGING_BYTES. `connector` is the pool's: here is another like it."""
+        self.memory = HostMemory.create(min(STAGING_BYTES // block_bytes, _MAX_SLOTS), block_bytes)
+        self.memory.close()  # no other process is to map it
         self.connector = connector.beside(self.memory)
         self.users = 0
         self._free = list(range(self.memory.num_blocks))
@@ -58,10 +61,6 @@ class Staging:
         finally:
             if gate.close(partial(self._hop, asyncio.get_running_loop(), lent)):
                 self._take_back(lent)
-
-    async def close(self) -> None:
-        await self.connector.close()
-        self.memory.close()
 
     def _hop(self, loop: asyncio.AbstractEventLoop, slots: list[int]) -> None:
         """On the last writer's thread."""
@@ -99,7 +98,7 @@ class Stagings:
         staging.users += 1
         try:
             if unused is not None:
-                await unused.close()
+                await unused.connector.close()
             yield staging
         finally:
             staging.users -= 1
@@ -118,4 +117,4 @@ class Stagings:
 
     async def close(self) -> None:
         while self._by_size:
-            await self._by_size.popitem()[1].close()
+            await self._by_size.popitem()[1].connector.close()

@@ -1,5 +1,5 @@
-"""The source as a process of its own: it works, it is killed with -9, it is stopped, it comes back. All of it for what is
-moved as it is, and for what is re-laid."""
+"""The source as a process of its own: it works, it is killed with -9, it is stopped, it comes back. All of it for what
+is moved as it is, and for what is re-laid."""
 
 from __future__ import annotations
 
