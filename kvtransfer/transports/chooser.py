@@ -104,6 +104,8 @@ class Connector:
             await connection.close()
             return other
         self._connections[endpoint] = connection
+        if other is not None:
+            await other.close()  # it is dead, and may hold sockets
         await self.sweep()
         return connection
 
