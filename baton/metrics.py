@@ -127,6 +127,9 @@ class TransferMetrics:
             "Of the bytes pulled, those that had landed when their source had computed the whole prompt.",
             "transport",
         )
+        self.relaid_bytes = metrics._counter(
+            "baton_kv_relaid_bytes", "Of those pulled: bytes that came in another layout and were re-laid."
+        )
         self.seconds = metrics._histogram(
             "baton_kv_transfer_seconds", "From claim to commit of a block set.", _SECONDS, "transport"
         )

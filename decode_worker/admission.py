@@ -40,6 +40,7 @@ from engine.messages import (
 )
 from kvtransfer.destination import Puller
 from kvtransfer.landing import Landing
+from kvtransfer.reservation import Prompt
 from kvtransfer.ticket import Ticket
 from worker.core import WorkerCore
 from worker.fetching import Fetching
@@ -185,7 +186,8 @@ class Admission:
         assert arrival.ticket is not None, "the engine hears of a request with its ticket"
         self._stop_keeping(arrival)
         arrival.reserved = True
-        arrival.landing = self._puller.land(arrival.ticket, event.id, event.blocks, event.first_missing)
+        prompt = Prompt(arrival.request.token_ids, arrival.request.cache_salt)
+        arrival.landing = self._puller.land(arrival.ticket, event.id, event.blocks, event.first_missing, prompt)
         self._spawn(self._follow(arrival.landing))
 
     async def _follow(self, landing: Landing) -> None:
@@ -206,7 +208,7 @@ class Admission:
             self._let_go(landing.id)
             return
         moves = self._arrivals.pop(landing.id).moves
-        self._send(Commit(landing.id, token))
+        self._send(Commit(landing.id, token, shareable=landed.own_dtype))
         self._core.tell(landed_event(landing.id, landed))
         if moves:
             self.move(landing.id)

@@ -46,10 +46,13 @@ class Holdings:
         request.num_hit_blocks = len(hits)
         request.num_landing_blocks = len(request.blocks) - len(hits) if hold is Hold.LANDING else 0
         request.num_computed = request.num_planned = len(hits) * self._block_size
-        if hold is Hold.ACTIVE:
-            self._announce(request)
         if shared:
             self.forget_swapped(request)
+        if not request.swapped:
+            request.shareable = True  # what is not found is computed here, or lands anew
+        if hold is Hold.ACTIVE and request.shareable:
+            self._announce(request)
+        if shared:
             request.num_planned = reusable_tokens
             return (Move(MoveKind.COPY, shared[0], request.blocks[-1]),)
         return self._swap_in(request)
@@ -69,15 +72,17 @@ class Holdings:
         return tuple(taken)
 
     def computed(self, request: Request, num_tokens: int) -> None:
-        """The KV of the first `num_tokens` tokens is there: blocks that it fills can be hit from now on."""
+        """The KV of the first `num_tokens` tokens is there: blocks that it fills can be hit from now on, where they may
+        be shared."""
         size = self._block_size
         first = request.num_computed // size
         request.num_computed = num_tokens
         request.extend_hashes(num_tokens, size)
         for position in range(first, num_tokens // size):
-            tokens = request.tokens[position * size : (position + 1) * size]
-            parent = request.blocks[position - 1] if position else None
-            self._pool.publish(request.blocks[position], request.hashes[position], tokens, parent)
+            if request.shareable:
+                tokens = request.tokens[position * size : (position + 1) * size]
+                parent = request.blocks[position - 1] if position else None
+                self._pool.publish(request.blocks[position], request.hashes[position], tokens, parent)
         self._no_longer_coming(request, request.hashes[first : num_tokens // size])
 
     def release(self, request: Request) -> None:
@@ -221,9 +226,10 @@ class Holdings:
         request.num_landing_blocks = len(landing)
         self._pool.move(landing, Hold.ACTIVE, Hold.LANDING)
 
-    def commit(self, request: Request, num_blocks: int) -> None:
+    def commit(self, request: Request, num_blocks: int, *, shareable: bool) -> None:
         """What has landed in the blocks before position `num_blocks` is verified: from here on it is as if computed
-        here. In the others nothing will land any more."""
+        here, but that it may not be for others. In the blocks behind nothing will land any more."""
+        request.shareable = shareable
         self._pool.move(self._take_landing(request), Hold.LANDING, Hold.ACTIVE)
         request.num_planned = min(num_blocks * self._block_size, len(request.tokens))
         self.computed(request, request.num_planned)

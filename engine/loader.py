@@ -39,7 +39,8 @@ class LoadedModel:
     """float32, bfloat16 or float16: of weights, activations and KV."""
     eos_token_ids: tuple[int, ...]
     fingerprint: bytes
-    """16 bytes over config, dtype and weights; the same in every process and on every host for the same files."""
+    """16 bytes over config and weights as they are stored; the same in every process and on every host for the same
+    files. Which dtype they are converted to is the layout's to say."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -98,7 +99,7 @@ def load_model(
         with torch.inference_mode():
             decoder = Decoder(spec, take)
         content = checkpoint.content_digest()
-    identity = f"{spec!r}\n{_DTYPE_NAMES[run_dtype]}\n".encode() + content
+    identity = f"{spec!r}\n".encode() + content
     return LoadedModel(
         decoder=decoder,
         directory=directory,

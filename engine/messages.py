@@ -93,6 +93,9 @@ class Commit:
 
     id: AttemptId
     first_token: int
+    shareable: bool = True
+    """Whether these blocks, and what is computed on from them, may serve other requests as a cached prefix. Not where
+    they hold other values than this worker would have computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,8 @@ class CommitPrefix:
 
     id: AttemptId
     num_blocks: int
+    shareable: bool = True
+    """As for Commit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,8 @@ class Request:
     swapped: list[SwapSlot] = field(default_factory=list)
     """Where the KV of its first `num_swapped` tokens is in host memory, block by block."""
     num_swapped: int = 0
+    shareable: bool = True
+    """Its blocks beyond the hits may be published in the prefix cache: all their KV is such as is computed here."""
 
     @property
     def id(self) -> AttemptId:

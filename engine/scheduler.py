@@ -402,7 +402,7 @@ class Scheduler:
         request = self._open(command.id, Phase.RECEIVING)
         if request is None:
             return
-        self._holdings.commit(request, len(request.blocks))
+        self._holdings.commit(request, len(request.blocks), shareable=command.shareable)
         self._batch.num_receiving -= 1
         self._batch.start(request)
         self._append(request, command.first_token)
@@ -422,7 +422,8 @@ class Scheduler:
         request = self._open(command.id, Phase.RECEIVING)
         if request is None:
             return
-        self._holdings.commit(request, max(command.num_blocks, request.num_hit_blocks))
+        num_blocks = max(command.num_blocks, request.num_hit_blocks)
+        self._holdings.commit(request, num_blocks, shareable=command.shareable)
         request.num_cached = min(request.num_planned, request.add.num_prompt_tokens)
         self._batch.num_receiving -= 1
         self._start(request)

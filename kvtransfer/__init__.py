@@ -11,6 +11,7 @@ from kvtransfer.destination import Puller
 from kvtransfer.landing import Landed, Landing
 from kvtransfer.lifetimes import DestinationState, SourceState
 from kvtransfer.memory import HostMemory, PoolMemory
+from kvtransfer.reservation import Prompt
 from kvtransfer.service import TransferService
 from kvtransfer.source import SourceLedger
 from kvtransfer.ticket import Ticket
@@ -21,6 +22,7 @@ __all__ = [
     "Landed",
     "Landing",
     "PoolMemory",
+    "Prompt",
     "Puller",
     "SourceLedger",
     "SourceState",

@@ -9,26 +9,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 
 import grpc.aio
 
 from baton.clock import Clock
-from baton.errors import HandoffFailed, InternalError, LayoutMismatch, PeerLost, RequestCancelled
+from baton.errors import HandoffFailed, InternalError, LayoutMismatch, PeerLost, RequestCancelled, VerifyFailed
 from baton.ids import AttemptId, BlockHash, BlockRef, WorkerId
 from baton.layout import KVLayout
 from baton.metrics import TransferMetrics
 from baton.rpc import OpenChannel, open_channel
 from baton.v1 import transfer_pb2 as pb
 from baton.v1 import transfer_pb2_grpc
+from kvtransfer.arrival import Arrivals
 from kvtransfer.channels import Channels
 from kvtransfer.counting import count_state
 from kvtransfer.landing import Landed, Landing
 from kvtransfer.lifetimes import LIVE, DestinationState
 from kvtransfer.memory import PoolMemory
-from kvtransfer.pull import Pull
+from kvtransfer.pull import Pull, first_of
 from kvtransfer.refusal import RefusalReason, Refusals, refusal_error
+from kvtransfer.relayout import Share
+from kvtransfer.reservation import Prompt, Reservation
 from kvtransfer.threads import Threads
 from kvtransfer.ticket import Ticket
 from kvtransfer.transports.chooser import Connector
@@ -62,7 +67,6 @@ class Puller:
         self._memory = memory
         self._layout = layout
         self._worker_id = worker_id
-        self._connector = connector
         self._threads = threads
         self._clock = clock
         self._metrics = metrics
@@ -71,14 +75,26 @@ class Puller:
         self._channels = Channels(open_channel)
         self._landings: dict[asyncio.Task[None], Landing] = {}
         self._live: Counter[DestinationState] = Counter()
+        self._arrivals = Arrivals(memory, layout, worker_id, connector, threads)
 
-    def land(self, ticket: Ticket, id: AttemptId, destination: Sequence[BlockRef], first_missing: int) -> Landing:
-        """Begins to pull what `ticket` offers into the blocks of `destination`, one for each of the ticket's, with
-        the hashes that are expected. Those before position `first_missing` hold their KV already. Needs the running
-        event loop. Whatever is wrong comes out of the landing's `done`."""
+    def land(
+        self,
+        ticket: Ticket,
+        id: AttemptId,
+        destination: Sequence[BlockRef],
+        first_missing: int,
+        prompt: Prompt | None = None,
+        shards: Sequence[Ticket] = (),
+    ) -> Landing:
+        """Begins to pull what `ticket` offers into the blocks of `destination`, which hold the same tokens under the
+        hashes that are expected. Those before position `first_missing` hold their KV already. `prompt` is needed where
+        the source's blocks may have another size. `shards` are the tickets of the workers that share the source's heads
+        with it: the landing is good when all of them have given theirs. Needs the running event loop. Whatever is
+        wrong comes out of the landing's `done`."""
         landing = Landing(id, self._changed)
+        reservation = Reservation(id, tuple(destination), first_missing, prompt)
         task = asyncio.get_running_loop().create_task(
-            self._pull(landing, ticket, tuple(destination), first_missing), name=f"pull {id}"
+            self._pull(landing, (ticket, *shards), reservation), name=f"pull {id}"
         )
         self._landings[task] = landing
         task.add_done_callback(self._landings.pop)
@@ -132,9 +148,17 @@ class Puller:
             raise refusal_error(answer.refused, source)
         return Ticket.from_proto(answer.ticket)
 
-    async def pull(self, ticket: Ticket, id: AttemptId, destination: Sequence[BlockRef], first_missing: int) -> Landed:
+    async def pull(
+        self,
+        ticket: Ticket,
+        id: AttemptId,
+        destination: Sequence[BlockRef],
+        first_missing: int,
+        prompt: Prompt | None = None,
+        shards: Sequence[Ticket] = (),
+    ) -> Landed:
         """`land` and wait. Cancelled, it cancels the landing. Either way, when it ends nobody writes any more."""
-        landing = self.land(ticket, id, destination, first_missing)
+        landing = self.land(ticket, id, destination, first_missing, prompt, shards)
         try:
             return await landing.done()
         finally:
@@ -150,7 +174,7 @@ class Puller:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
-                await self._connector.sweep()
+                await self._arrivals.sweep()
             except Exception:
                 log.exception("the sweep of connections failed and goes on")
 
@@ -160,54 +184,99 @@ class Puller:
             landing.cancel("the worker stops")
         if self._landings:
             await asyncio.wait(list(self._landings))
-        await self._connector.close()
+        await self._arrivals.close()
         await self._channels.close()
 
-    async def _pull(
-        self, landing: Landing, ticket: Ticket, destination: Sequence[BlockRef], first_missing: int
-    ) -> None:
-        """Whatever happens, the landing is done before this says goodbye to the source, and it never raises."""
+    async def _pull(self, landing: Landing, tickets: Sequence[Ticket], reservation: Reservation) -> None:
+        """Whatever happens, the landing is done before this says goodbye to the sources, and it never raises."""
         try:
-            pull = Pull(
-                landing=landing,
-                ticket=ticket,
-                destination=destination,
-                first_missing=first_missing,
-                worker_id=self._worker_id,
-                layout=self._layout,
-                memory=self._memory,
-                connector=self._connector,
-                threads=self._threads,
-                clock=self._clock,
-                metrics=self._metrics,
-            )
-            self._check(pull)
-            async with self._channels.to(ticket.address) as channel, pull.conversation(channel):
+            async with AsyncExitStack() as stack:
+                pulls = await self._begin(stack, landing, tickets, reservation)
                 try:
-                    landed = await pull.run()
+                    landed = _whole(await self._together(pulls))
+                    if not landing.verify():
+                        raise VerifyFailed("a writer is left although every block has landed")
+                    reservation.check_generations(self._memory)
+                    for pull in pulls:
+                        pull.check_lease()
                     if self._on_verified is not None:
-                        self._on_verified(landing.id, destination, first_missing)
+                        self._on_verified(landing.id, reservation.blocks, reservation.first_missing)
                 except BaseException as error:
-                    self._fail(landing, ticket, error)
+                    self._fail(landing, error)
                     raise
                 landing.commit(landed)
                 self._metrics.seconds.labels(transport=landed.transport or "none").observe(landed.seconds)
         except BaseException as error:
-            self._fail(landing, ticket, error)
+            self._fail(landing, error)
             if not isinstance(error, (Exception, asyncio.CancelledError)):
                 raise
 
-    def _check(self, pull: Pull) -> None:
+    async def _begin(
+        self, stack: AsyncExitStack, landing: Landing, tickets: Sequence[Ticket], reservation: Reservation
+    ) -> list[Pull]:
+        """Checks every ticket before it asks any source, and opens a conversation with each."""
+        taken = await self._checked(tickets, reservation)
+        together, lock = asyncio.Barrier(len(tickets)), threading.Lock()
+        arrivals = [
+            await stack.enter_async_context(self._arrivals.arrival(share, ticket, reservation, landing.gate, lock))
+            for ticket, share in zip(tickets, taken, strict=True)
+        ]
+        pulls = [
+            Pull(
+                landing=landing,
+                ticket=ticket,
+                arrival=arrival,
+                together=together,
+                worker_id=self._worker_id,
+                layout=self._layout,
+                threads=self._threads,
+                clock=self._clock,
+                metrics=self._metrics,
+            )
+            for ticket, arrival in zip(tickets, arrivals, strict=True)
+        ]
+        for ticket, pull in zip(tickets, pulls, strict=True):
+            channel = await stack.enter_async_context(self._channels.to(ticket.address))
+            await stack.enter_async_context(pull.conversation(channel))
+        return pulls
+
+    async def _checked(self, tickets: Sequence[Ticket], reservation: Reservation) -> list[Share]:
+        """What each gives. Raises LayoutMismatch, VerifyFailed or TransferRefused."""
         try:
-            pull.check()
+            taken = self._arrivals.shares(tickets)
+            for ticket in tickets:
+                await self._check(reservation, ticket)
+            reservation.check_generations(self._memory)
         except HandoffFailed as error:
             mismatch = isinstance(error, LayoutMismatch)
             self._refusals.note(RefusalReason.LAYOUT_MISMATCH if mismatch else RefusalReason.MALFORMED, error.message)
             raise
+        return taken
 
-    def _fail(self, landing: Landing, ticket: Ticket, error: BaseException) -> None:
-        if isinstance(error, PeerLost):
-            self._channels.forget(ticket.address)
+    async def _check(self, reservation: Reservation, ticket: Ticket) -> None:
+        if ticket.layout.block_size == self._layout.block_size:
+            reservation.check_offer(ticket, self._layout)
+            return
+        loop = asyncio.get_running_loop()  # a long prompt is named anew: milliseconds
+        await loop.run_in_executor(self._threads.memory, reservation.check_offer, ticket, self._layout)
+
+    async def _together(self, pulls: Sequence[Pull]) -> list[Landed]:
+        """All of them, or the first that fails."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                running = [group.create_task(self._run(pull)) for pull in pulls]
+        except BaseExceptionGroup as failures:
+            raise first_of(failures) from None
+        return [task.result() for task in running]
+
+    async def _run(self, pull: Pull) -> Landed:
+        try:
+            return await pull.run()
+        except PeerLost:
+            self._channels.forget(pull.address)
+            raise
+
+    def _fail(self, landing: Landing, error: BaseException) -> None:
         if isinstance(error, HandoffFailed):
             if landing.fail(error):
                 log.info("%s: %s", landing.id, error.message)
@@ -226,3 +295,18 @@ class Puller:
 
 def _words(error: grpc.RpcError) -> str:
     return (error.details() if isinstance(error, grpc.aio.AioRpcError) else None) or str(error)
+
+
+def _whole(parts: Sequence[Landed]) -> Landed:
+    """Of a landing whose parts came from several sources. Raises VerifyFailed where they don't agree."""
+    tokens = {part.first_token for part in parts}
+    if len(tokens) > 1:
+        raise VerifyFailed(f"the sources drew different first tokens: {', '.join(sorted(map(str, tokens)))}")
+    return Landed(
+        first_token=parts[0].first_token,
+        blocks=sum(part.blocks for part in parts),
+        bytes=sum(part.bytes for part in parts),
+        seconds=max(part.seconds for part in parts),
+        transport="+".join(sorted({part.transport for part in parts if part.transport})),
+        own_dtype=all(part.own_dtype for part in parts),
+    )

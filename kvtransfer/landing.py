@@ -32,6 +32,9 @@ class Landed:
     """From the claim to the commit."""
     transport: str
     """Empty where no block had to move."""
+    own_dtype: bool
+    """Whether the source computes in this worker's dtype. In another it gets other values than this worker would have,
+    rounded on the way or not."""
 
 
 class Landing:
@@ -81,8 +84,9 @@ class Landing:
         self._task = task
 
     def land(self) -> None:
-        """Bytes may come from now on."""
-        self._lifetime.to(DestinationState.LANDING)
+        """Bytes may come from now on; a landing of several pulls hears it from each."""
+        if self.state is not DestinationState.LANDING:
+            self._lifetime.to(DestinationState.LANDING)
 
     def verify(self) -> bool:
         """No more bytes may come. False where a writer is still about: then the set is given up."""

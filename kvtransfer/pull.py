@@ -1,7 +1,7 @@
 """One pull: the conversation with the source, and the fetching of what it announces.
 
-It checks the ticket against what was reserved, claims, fetches sealed blocks while the source computes the next,
-verifies them where they landed, and keeps the lease. Whether the blocks may be read then is the landing's to say.
+It claims, fetches sealed blocks while the source computes the next, verifies them where they arrived, and keeps the
+lease. What it pulls was checked before (reservation.py); whether the blocks may be read then is the landing's to say.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ import grpc
 import grpc.aio
 
 from baton.clock import Clock
-from baton.errors import HandoffFailed, LayoutMismatch, LeaseExpired, PeerLost, TransferRefused, VerifyFailed
-from baton.ids import BlockRef, WorkerId
+from baton.errors import HandoffFailed, LeaseExpired, PeerLost, TransferRefused, VerifyFailed
+from baton.ids import WorkerId
 from baton.layout import KVLayout
 from baton.metrics import TransferMetrics
 from baton.v1 import transfer_pb2 as pb
 from baton.v1 import transfer_pb2_grpc
+from kvtransfer.arrival import Arrival, Room
 from kvtransfer.landing import Landed, Landing
-from kvtransfer.memory import PoolMemory
 from kvtransfer.refusal import refusal_error
 from kvtransfer.threads import Threads
 from kvtransfer.ticket import MAX_LEASE_SECONDS, Ticket
 from kvtransfer.transports.base import MAX_FETCH_BLOCKS, Connection, Endpoint, Fetched, Want
-from kvtransfer.transports.chooser import Connector
 
 log = logging.getLogger(__name__)
 
@@ -45,24 +44,21 @@ class Pull:
         *,
         landing: Landing,
         ticket: Ticket,
-        destination: Sequence[BlockRef],
-        first_missing: int,
+        arrival: Arrival,
+        together: asyncio.Barrier,
         worker_id: WorkerId,
         layout: KVLayout,
-        memory: PoolMemory,
-        connector: Connector,
         threads: Threads,
         clock: Clock,
         metrics: TransferMetrics,
     ) -> None:
+        """`together` is where the pulls of a landing wait for each other, leases kept, when each has its part."""
         self._landing = landing
         self._ticket = ticket
-        self._destination = destination
-        self._first_missing = first_missing
+        self._arrival = arrival
+        self._together = together
         self._worker_id = worker_id
         self._layout = layout
-        self._memory = memory
-        self._connector = connector
         self._threads = threads
         self._clock = clock
         self._metrics = metrics
@@ -70,7 +66,7 @@ class Pull:
         self._lease_seconds = ticket.lease_seconds
         self._deadline = clock.now() + ticket.lease_seconds
         self._asked: deque[float] = deque()  # when each unanswered renewal was sent
-        self._missing = len(destination) - first_missing
+        self._missing = len(ticket.blocks) - arrival.first_block
         self._verified = 0
         self._first_token: int | None = None
         self._prefilled = False
@@ -82,29 +78,6 @@ class Pull:
         self._transport = ""
         self._inbox: asyncio.Queue[pb.PullResponse | HandoffFailed] = asyncio.Queue(_MESSAGES)
         self._batch = 1  # blocks of a fetch; the connection says how many
-
-    def check(self) -> None:
-        """Whether the ticket offers what was reserved for. Raises LayoutMismatch, VerifyFailed or TransferRefused."""
-        ticket, destination = self._ticket, self._destination
-        if ticket.layout_fingerprint != self._layout.fingerprint:
-            raise LayoutMismatch(
-                f"{self._source} lays out its blocks as {ticket.layout_fingerprint.hex()}, {self._worker_id} as "
-                f"{self._layout.fingerprint.hex()} ({self._layout}); "
-                "start both with the same model, dtype and block size"
-            )
-        if ticket.id != self._landing.id:
-            raise TransferRefused(f"the ticket is for {ticket.id}; the blocks are reserved for {self._landing.id}")
-        if len(ticket.blocks) != len(destination) or not 0 <= self._first_missing <= len(destination):
-            raise VerifyFailed(
-                f"the ticket names {len(ticket.blocks)} blocks; {len(destination)} are reserved, "
-                f"of which those from {self._first_missing} on are missing"
-            )
-        for position, (offered, reserved) in enumerate(zip(ticket.blocks, destination, strict=True)):
-            if offered.hash != reserved.hash:
-                raise VerifyFailed(
-                    f"block {position} is offered as {offered.hash.hex()[:16]}; expected is {reserved.hash.hex()[:16]}"
-                )
-        self._check_reservation()
 
     @contextlib.asynccontextmanager
     async def conversation(self, channel: grpc.aio.Channel) -> AsyncIterator[None]:
@@ -128,27 +101,38 @@ class Pull:
                 self._call.cancel()
 
     async def run(self) -> Landed:
-        """Inside `conversation`. Returns what landed, verified and ready to be committed. Raises a HandoffFailed."""
+        """Inside `conversation`. Returns what landed, verified, once all pulls of the landing have their parts. Raises
+        a HandoffFailed."""
         started = self._clock.now()
         try:
             async with asyncio.TaskGroup() as group:
                 background = [group.create_task(self._hear(group)), group.create_task(self._keep_lease())]
                 await self._complete.wait()  # one task that fails ends them all
+                await self._together.wait()
                 for task in background:
                     task.cancel()
         except BaseExceptionGroup as failures:
-            raise _first_of(failures) from None
-        if not self._landing.verify():
-            raise VerifyFailed("a writer is left although every block has landed")
-        self._check_reservation()
-        self._check_lease()
+            raise first_of(failures) from None
         return Landed(
             first_token=self._first_token,
             blocks=self._missing,
-            bytes=self._missing * self._memory.block_bytes,
+            bytes=self._missing * self._arrival.memory.block_bytes,
             seconds=self._clock.now() - started,
             transport=self._transport,
+            own_dtype=self._ticket.layout.dtype == self._layout.dtype,
         )
+
+    @property
+    def address(self) -> str:
+        return self._ticket.address
+
+    def check_lease(self) -> None:
+        """Raises LeaseExpired where the source may have let go of what it holds for this pull."""
+        if self._clock.now() >= self._deadline:
+            raise LeaseExpired(
+                f"{self._source} did not answer within the lease of {self._lease_seconds:g} s: what it holds for "
+                "this pull may be gone"
+            )
 
     # --- the conversation
 
@@ -168,7 +152,7 @@ class Pull:
                     self._first_token = prefilled.token_id if prefilled.HasField("token_id") else None
                     self._prefilled = True
                     hidden = self._metrics.hidden_bytes.labels(transport=self._transport)
-                    hidden.inc(self._verified * self._memory.block_bytes)
+                    hidden.inc(self._verified * self._arrival.memory.block_bytes)
                     self._check_complete()
                 case "renewed":
                     self._take_lease(message.renewed.lease_ms)
@@ -184,9 +168,10 @@ class Pull:
             request_id=ticket.id.request_id,
             attempt=ticket.id.attempt,
             layout_fingerprint=self._layout.fingerprint,
-            first_block=self._first_missing,
+            first_block=self._arrival.first_block,
             worker_id=self._worker_id,
-            transports=self._connector.names,
+            transports=self._arrival.connector.names,
+            layout=self._layout.to_proto(),
         )
         self._claim_sent = True
         await self._write(pb.PullRequest(claim=claim))
@@ -196,9 +181,9 @@ class Pull:
         self._take_lease(message.claimed.lease_ms)
         if self._missing:
             endpoints = [Endpoint(e.transport, e.address) for e in message.claimed.endpoints[:_MAX_ENDPOINTS]]
-            self._transport, self._connection = await self._connector.open(endpoints)
-            fetch = self._connection.fetch_bytes // self._memory.block_bytes
-            self._batch = max(1, min(MAX_FETCH_BLOCKS, fetch))
+            self._transport, self._connection = await self._arrival.connector.open(endpoints)
+            fetch = self._connection.fetch_bytes // self._arrival.memory.block_bytes
+            self._batch = max(1, min(MAX_FETCH_BLOCKS, fetch, self._arrival.memory.num_blocks))
         self._landing.land()
         self._claimed.set()
 
@@ -207,10 +192,10 @@ class Pull:
         positions: list[int] = []
         for block in message.blocks:
             position = block.position
-            if not self._first_missing <= position < len(self._destination):
+            if not self._arrival.first_block <= position < len(self._ticket.blocks):
                 raise TransferRefused(
                     f"{self._source} announced position {position}, which was not asked for: "
-                    f"[{self._first_missing}, {len(self._destination)})"
+                    f"[{self._arrival.first_block}, {len(self._ticket.blocks)})"
                 )
             if position not in self._announced:  # a repeat is harmless
                 self._announced[position] = block.checksum
@@ -232,7 +217,7 @@ class Pull:
         while True:
             left = self._deadline - self._clock.now()
             await asyncio.sleep(max(0.0, min(self._lease_seconds / 3, left)))
-            self._check_lease()
+            self.check_lease()
             if self._claimed.is_set():
                 self._asked.append(self._clock.now())
                 await self._write(pb.PullRequest(renew=pb.Renew()))
@@ -240,69 +225,50 @@ class Pull:
     # --- the bytes
 
     async def _bring(self, positions: Sequence[int]) -> None:
-        """Fetches blocks and verifies them where they landed; one that is other than it was sent is fetched again."""
+        """Fetches blocks and verifies them where they arrived; one that is other than it was sent is fetched again."""
         connection = self._connection
         assert connection is not None, "announced blocks follow a claim"
-        async with connection.slots:
-            wrong = await self._fetch(connection, positions)
+        async with connection.slots, self._arrival.room(positions) as room:
+            wrong = await self._fetch(connection, positions, room)
             if wrong:
                 self._metrics.verify_failures.labels(reason="checksum").inc(len(wrong))
                 log.warning("%s: %d blocks landed damaged, pulling them again", self._landing.id, len(wrong))
-                wrong = await self._fetch(connection, wrong)
+                wrong = await self._fetch(connection, wrong, room)
             if wrong:
                 self._metrics.verify_failures.labels(reason="checksum").inc(len(wrong))
                 raise VerifyFailed(
                     f"block {wrong[0]} from {self._source} by {self._transport} has another checksum than it was "
                     "announced with, and had when pulled again"
                 )
+            await self._arrival.settle(room, positions)
         self._verified += len(positions)
-        self._metrics.bytes.labels(transport=self._transport).inc(len(positions) * self._memory.block_bytes)
+        size = len(positions) * self._arrival.memory.block_bytes
+        self._metrics.bytes.labels(transport=self._transport).inc(size)
+        if self._ticket.layout != self._layout:
+            self._metrics.relaid_bytes.inc(size)
         self._check_complete()
 
-    async def _fetch(self, connection: Connection, positions: Sequence[int]) -> list[int]:
-        """Those whose bytes, where they landed, are not what was announced."""
+    async def _fetch(self, connection: Connection, positions: Sequence[int], room: Room) -> list[int]:
+        """Those whose bytes, where they arrived, are not what was announced."""
+        blocks = self._ticket.blocks
         wants = [
-            Want(
-                int(self._ticket.blocks[p].index),
-                int(self._ticket.blocks[p].generation),
-                int(self._destination[p].index),
-                self._announced[p],
-            )
-            for p in positions
+            Want(int(blocks[p].index), int(blocks[p].generation), room.places[p], self._announced[p]) for p in positions
         ]
-        results = await connection.fetch(self._ticket.transfer_id, wants, self._landing.gate)
+        results = await connection.fetch(self._ticket.transfer_id, wants, room.gate)
         for position, result in zip(positions, results, strict=True):
             if result is Fetched.STALE:
                 self._metrics.verify_failures.labels(reason="generation").inc()
                 raise VerifyFailed(
                     f"block {position} of {self._source} is no longer of generation "
-                    f"{self._ticket.blocks[position].generation}: it was given to another use while it was pulled"
+                    f"{blocks[position].generation}: it was given to another use while it was pulled"
                 )
             if result is Fetched.REFUSED:
                 raise TransferRefused(f"{self._source} does not give block {position} out (any more)")
         return [p for p, result in zip(positions, results, strict=True) if result is Fetched.DAMAGED]
 
-    # --- checks
-
     def _check_complete(self) -> None:
         if self._prefilled and self._verified == self._missing:
             self._complete.set()
-
-    def _check_lease(self) -> None:
-        if self._clock.now() >= self._deadline:
-            raise LeaseExpired(
-                f"{self._source} did not answer within the lease of {self._lease_seconds:g} s: what it holds for "
-                "this pull may be gone"
-            )
-
-    def _check_reservation(self) -> None:
-        """A defect here would let one stream's blocks be written by another's landing."""
-        for block in self._destination[self._first_missing :]:
-            if self._memory.generation(block.index) != block.generation:
-                raise VerifyFailed(
-                    f"reserved block {block.index} is of generation {self._memory.generation(block.index)}, "
-                    f"not {block.generation}: it was given to another use"
-                )
 
     # --- the stream
 
@@ -339,7 +305,7 @@ class Pull:
             log.debug("%s: could not write to %s: %r", self._landing.id, self._source, error)
 
 
-def _first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     """The failure that ended the others, of a group that may hold groups."""
     first = failures.exceptions[0]
-    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first
+    return first_of(first) if isinstance(first, BaseExceptionGroup) else first

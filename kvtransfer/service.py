@@ -11,8 +11,9 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, cast
 
-from baton.errors import TransferRefused
+from baton.errors import LayoutMismatch, TransferRefused
 from baton.ids import AttemptId, TransferId, WorkerId
+from baton.layout import KVLayout
 from baton.metrics import TransferMetrics
 from baton.v1 import transfer_pb2 as pb
 from baton.v1 import transfer_pb2_grpc
@@ -179,7 +180,7 @@ async def _skip(requests: AsyncIterator[pb.PullRequest]) -> None:
 
 
 def check_claim(claim: pb.Claim) -> ClaimRequest:
-    """Raises Refusal(MALFORMED), naming what is wrong."""
+    """Raises Refusal, naming what is wrong."""
     try:
         check_length("transfer_id", claim.transfer_id, TRANSFER_ID_BYTES)
         check_length("layout_fingerprint", claim.layout_fingerprint, FINGERPRINT_BYTES)
@@ -187,13 +188,16 @@ def check_claim(claim: pb.Claim) -> ClaimRequest:
         check_name("worker_id", claim.worker_id, MAX_WORKER_ID)
         if len(claim.transports) > MAX_TRANSPORTS:
             raise TransferRefused(f"{len(claim.transports)} transports are named; at most {MAX_TRANSPORTS}")
+        layout = KVLayout.from_proto(claim.layout, claim.layout_fingerprint)
+    except LayoutMismatch as error:
+        raise Refusal(RefusalReason.LAYOUT_MISMATCH, error.message) from None
     except TransferRefused as error:
         raise Refusal(RefusalReason.MALFORMED, error.message) from None
     return ClaimRequest(
         transfer_id=TransferId(claim.transfer_id),
         incarnation=claim.incarnation,
         id=AttemptId(claim.request_id, claim.attempt),
-        layout_fingerprint=claim.layout_fingerprint,
+        layout=layout,
         first_block=claim.first_block,
         worker_id=WorkerId(claim.worker_id),
     )

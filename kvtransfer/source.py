@@ -21,7 +21,7 @@ from functools import partial
 from baton.clock import Clock
 from baton.errors import InternalError
 from baton.ids import AttemptId, BlockRef, Incarnation, TransferId, WorkerId, new_transfer_id
-from baton.layout import KVLayout
+from baton.layout import KVLayout, mismatch
 from baton.metrics import TransferMetrics
 from kvtransfer.checksum import pool_checksums
 from kvtransfer.counting import count_state
@@ -46,7 +46,7 @@ class ClaimRequest:
     transfer_id: TransferId = field(repr=False)
     incarnation: int
     id: AttemptId
-    layout_fingerprint: bytes
+    layout: KVLayout
     first_block: int
     worker_id: WorkerId
 
@@ -143,7 +143,7 @@ class SourceLedger:
             worker_id=self.worker_id,
             address=self._address,
             incarnation=self.incarnation,
-            layout_fingerprint=self.layout.fingerprint,
+            layout=self.layout,
             blocks=tuple(blocks),
             lease_seconds=self.lease_seconds,
             num_tokens=num_tokens,
@@ -183,15 +183,15 @@ class SourceLedger:
 
     # --- the puller's side
 
-    def check_peer(self, incarnation: int, layout_fingerprint: bytes) -> None:
-        """Whether it means this life of this worker, and lays out its blocks alike. Raises Refusal."""
+    def check_borrower(self, incarnation: int, layout_fingerprint: bytes) -> None:
+        """Whether it means this life of this worker, and lays out blocks alike: by name, nothing else is lent. Raises
+        Refusal."""
         self._check_incarnation(incarnation)
         if layout_fingerprint != self.layout.fingerprint:
             raise Refusal(
                 RefusalReason.LAYOUT_MISMATCH,
-                f"the puller lays out its blocks as {layout_fingerprint.hex()}, {self.worker_id} as "
-                f"{self.layout.fingerprint.hex()} ({self.layout}); "
-                "start both with the same model, dtype and block size",
+                f"blocks are lent to workers that lay them out as {self.worker_id} does ({self.layout}), fingerprint "
+                f"{self.layout.fingerprint.hex()}; the borrower's is {layout_fingerprint.hex()}",
             )
 
     def keep(self, transfer_id: TransferId, incarnation: int) -> None:
@@ -203,7 +203,13 @@ class SourceLedger:
 
     def claim(self, request: ClaimRequest) -> Claimant:
         """Raises Refusal; then nothing has changed, but that a set whose time was over is now seen to have ended."""
-        self.check_peer(request.incarnation, request.layout_fingerprint)
+        self._check_incarnation(request.incarnation)
+        difference = mismatch(self.layout, request.layout)
+        if difference:
+            raise Refusal(
+                RefusalReason.LAYOUT_MISMATCH,
+                f"{request.worker_id} can't use the blocks of {self.worker_id}: {difference}",
+            )
         offered = self._live(request.transfer_id)
         if request.id != offered.ticket.id:
             raise Refusal(

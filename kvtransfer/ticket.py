@@ -20,6 +20,7 @@ from baton.ids import (
     TransferId,
     WorkerId,
 )
+from baton.layout import KVLayout
 from baton.v1 import transfer_pb2 as pb
 
 TRANSFER_ID_BYTES = 16
@@ -40,7 +41,8 @@ class Ticket:
     address: str
     """`host:port` of the source's gRPC server."""
     incarnation: Incarnation
-    layout_fingerprint: bytes
+    layout: KVLayout
+    """Of the source's blocks."""
     blocks: tuple[BlockRef, ...]
     """In the order of the prompt; places and generations are the source's."""
     lease_seconds: float
@@ -49,7 +51,7 @@ class Ticket:
 
     @classmethod
     def from_proto(cls, message: pb.Ticket) -> Ticket:
-        """Raises TransferRefused, naming what is wrong and what would be right."""
+        """Raises TransferRefused, naming what is wrong and what would be right, or LayoutMismatch: see KVLayout."""
         check_length("transfer_id", message.transfer_id, TRANSFER_ID_BYTES)
         check_length("layout_fingerprint", message.layout_fingerprint, FINGERPRINT_BYTES)
         check_name("worker_id", message.worker_id, MAX_WORKER_ID)
@@ -60,6 +62,7 @@ class Ticket:
             raise _wrong("address", repr(message.address), "host:port")
         if not message.incarnation:
             raise _wrong("incarnation", message.incarnation, "the source's, never 0")
+        layout = KVLayout.from_proto(message.layout, message.layout_fingerprint)
         lease_seconds = message.lease_ms / 1000
         if not 0 < lease_seconds <= MAX_LEASE_SECONDS:
             raise _wrong("lease", f"{lease_seconds:g} s", f"above 0 and at most {MAX_LEASE_SECONDS:g} s")
@@ -79,7 +82,7 @@ class Ticket:
             worker_id=WorkerId(message.worker_id),
             address=message.address,
             incarnation=Incarnation(message.incarnation),
-            layout_fingerprint=message.layout_fingerprint,
+            layout=layout,
             blocks=blocks,
             lease_seconds=lease_seconds,
             num_tokens=message.num_tokens,
@@ -92,7 +95,8 @@ class Ticket:
             worker_id=self.worker_id,
             address=self.address,
             incarnation=self.incarnation,
-            layout_fingerprint=self.layout_fingerprint,
+            layout_fingerprint=self.layout.fingerprint,
+            layout=self.layout.to_proto(),
             blocks=[pb.TicketBlock(index=b.index, generation=b.generation, hash=b.hash) for b in self.blocks],
             lease_ms=to_ms(self.lease_seconds),
             num_tokens=self.num_tokens,

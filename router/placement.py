@@ -6,6 +6,7 @@ rules allow. A cost is in prompt tokens: the time that computing so many of them
 The rules. A decode worker computes the prompt itself (LOCAL) where what it lacks is short, or no prefill worker is
 there; a unified worker always does. Otherwise a prefill worker computes it and the decode worker receives it (REMOTE).
 Nobody who is not ready, is excluded, or could never hold the prompt is ever picked. Those with room are preferred.
+Only workers whose layouts match are paired; those that lay out blocks alike, and above all of one dtype, are preferred.
 
 Whoever computes the prompt fetches its beginning from a worker that holds more of it, where that is worth it.
 """
@@ -18,9 +19,15 @@ from enum import Enum
 from typing import NamedTuple
 
 from baton.ids import Incarnation, WorkerId
+from baton.layout import KVLayout, mismatch
 
 TRANSFER_COST = 0.1
 """Moving a token's KV, measured against computing it."""
+RELAYING_COST = 0.05
+"""What a token's KV costs more where its blocks are re-laid on the way in."""
+CONVERTING_COST = 0.5
+"""And where its dtype changes: the blocks then hold other values than the decode worker would have computed, and serve
+one stream alone."""
 STREAM_COST = 16.0
 """What a running or waiting request adds to the time of those beside it."""
 NO_ROOM_COST = 1e6
@@ -70,6 +77,7 @@ class Candidate:
     state: State
     max_prompt_len: int
     """Most tokens of a prompt that its pool can ever hold."""
+    layout: KVLayout
     streams: int = 0
     """Requests running and waiting there."""
     queued_tokens: int = 0
@@ -77,6 +85,10 @@ class Candidate:
     available_blocks: int = 0
     cached_blocks: int = 0
     """Of this request's prompt, from its beginning on: as the directory predicts."""
+
+    @property
+    def cached_tokens(self) -> int:
+        return self.cached_blocks * self.layout.block_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +106,13 @@ class Need:
 
     num_tokens: int
     """The prompt, and what earlier attempts generated."""
-    block_size: int
     local_prefill_tokens: int
     fetch_prefix_tokens: int = 0
     """Least that is worth fetching; 0: nothing is."""
     offered_blocks: int = 0
     """That the request brings along from a worker that it moves away from."""
+    offered_layout: KVLayout | None = None
+    """Of these."""
     excluded: frozenset[WorkerKey] = frozenset()
 
 
@@ -153,22 +166,20 @@ TieBreaker = Callable[[WorkerKey], float]
 def place(candidates: Sequence[Candidate], need: Need, tie_breaker: TieBreaker = lambda key: 0.0) -> Placement | None:
     """Deterministic for a given tie-breaker. None: there is nobody now who could serve it."""
     usable = [c for c in candidates if _usable(c, need)]
-    holders = sorted(candidates, key=lambda c: (-c.cached_blocks, tie_breaker(c.key), c.key))[:2]
+    sources = [c for c in usable if c.role is Role.PREFILL]
+    holders = sorted(candidates, key=lambda c: (-c.cached_tokens, tie_breaker(c.key), c.key))
 
-    def order(score: Score) -> tuple[float, float, WorkerKey]:
-        return score.cost, tie_breaker(score.key), score.key
+    def order(pair: tuple[Score, Score | None]) -> tuple[float, float, WorkerKey, float, WorkerKey]:
+        decode, prefill = pair
+        source = prefill or decode
+        cost = decode.cost + (prefill.cost if prefill is not None else 0.0)
+        return cost, tie_breaker(decode.key), decode.key, tie_breaker(source.key), source.key
 
-    prefill = min((_score_prefill(c, need, holders) for c in usable if c.role is Role.PREFILL), key=order, default=None)
-    options = [_score_decode(c, need, holders, prefill is not None) for c in usable if c.role.decodes]
-    if not options:
+    pairs = [pair for c in usable if c.role.decodes for pair in _pairs(c, sources, need, holders)]
+    if not pairs:
         return None
-
-    def whole_order(score: Score) -> tuple[float, float, WorkerKey]:
-        remote = prefill.cost if prefill is not None and score.way is Way.REMOTE else 0.0
-        return score.cost + remote, tie_breaker(score.key), score.key
-
-    decode = min(options, key=whole_order)
-    if decode.way is Way.LOCAL or prefill is None:
+    decode, prefill = min(pairs, key=order)
+    if prefill is None:
         return Placement(Way.LOCAL, decode.key, None, need.num_tokens - decode.missing_tokens, decode, None)
     cached = need.num_tokens - prefill.missing_tokens
     return Placement(Way.REMOTE, decode.key, prefill.key, cached, decode, prefill)
@@ -182,29 +193,43 @@ def _usable(candidate: Candidate, need: Need) -> bool:
     )
 
 
-def _missing_tokens(cached_blocks: int, need: Need) -> int:
+def _pairs(
+    decode: Candidate, sources: Sequence[Candidate], need: Need, holders: Sequence[Candidate]
+) -> list[tuple[Score, Score | None]]:
+    """The ways to serve it on `decode`: with each prefill worker whose blocks it can use, or alone."""
+    matching = [source for source in sources if not mismatch(source.layout, decode.layout)]
+    alone = _score_alone(decode, need, holders)
+    if decode.role is Role.UNIFIED or alone.missing_tokens <= need.local_prefill_tokens or not matching:
+        return [(alone, None)]
+    return [(_score_receiving(decode, need, source), _score_prefill(source, need, holders)) for source in matching]
+
+
+def _missing_tokens(cached_tokens: int, need: Need) -> int:
     """At least 1: the last token is always computed, for the next one is drawn from it."""
-    return max(need.num_tokens - cached_blocks * need.block_size, 1)
+    return max(need.num_tokens - cached_tokens, 1)
 
 
 def _prefix(candidate: Candidate, need: Need, holders: Sequence[Candidate]) -> Prefix | None:
-    """What the candidate had better fetch than compute."""
-    if need.offered_blocks > candidate.cached_blocks:
+    """What the candidate had better fetch than compute: blocks that it can take over one by one."""
+    layout = candidate.layout
+    offered = need.offered_layout
+    fits = offered is not None and offered.block_size == layout.block_size and not mismatch(offered, layout)
+    if fits and need.offered_blocks > candidate.cached_blocks:
         return Prefix(None, need.offered_blocks)
-    holder = next((h for h in holders if h.key != candidate.key), None)
+    holder = next((h for h in holders if h.key != candidate.key and h.layout == layout), None)
     if holder is None or not need.fetch_prefix_tokens or holder.state is State.UNREACHABLE:
         return None
-    gained = _missing_tokens(candidate.cached_blocks, need) - _missing_tokens(holder.cached_blocks, need)
+    gained = _missing_tokens(candidate.cached_tokens, need) - _missing_tokens(holder.cached_tokens, need)
     return Prefix(holder.key, holder.cached_blocks) if gained >= need.fetch_prefix_tokens else None
 
 
 def _computing(candidate: Candidate, need: Need, holders: Sequence[Candidate]) -> tuple[int, Prefix | None, float]:
     """Tokens that are left to compute here, what is fetched before that, and what fetching costs."""
     prefix = _prefix(candidate, need, holders)
-    alone = _missing_tokens(candidate.cached_blocks, need)
+    alone = _missing_tokens(candidate.cached_tokens, need)
     if prefix is None:
         return alone, None, 0.0
-    missing = _missing_tokens(prefix.num_blocks, need)
+    missing = _missing_tokens(prefix.num_blocks * candidate.layout.block_size, need)
     return missing, prefix, TRANSFER_COST * (alone - missing)
 
 
@@ -219,22 +244,31 @@ def _score_prefill(candidate: Candidate, need: Need, holders: Sequence[Candidate
     return Score(candidate.key, Way.REMOTE, missing, terms, prefix)
 
 
-def _score_decode(
-    candidate: Candidate, need: Need, holders: Sequence[Candidate], can_prefill_elsewhere: bool
-) -> Score:  # fmt: skip
+def _score_alone(candidate: Candidate, need: Need, holders: Sequence[Candidate]) -> Score:
     missing, prefix, fetch = _computing(candidate, need, holders)
-    waits = {
+    terms = {"compute": float(missing), "fetch": fetch} | _waits(candidate, need)
+    return Score(candidate.key, Way.LOCAL, missing, terms, prefix)
+
+
+def _score_receiving(candidate: Candidate, need: Need, source: Candidate) -> Score:
+    missing = _missing_tokens(candidate.cached_tokens, need)
+    terms = {"transfer": missing * TRANSFER_COST} | _waits(candidate, need)
+    if source.layout != candidate.layout:
+        terms["relaying"] = missing * RELAYING_COST
+        terms["converting"] = missing * CONVERTING_COST * (source.layout.dtype != candidate.layout.dtype)
+    return Score(candidate.key, Way.REMOTE, missing, terms)
+
+
+def _waits(candidate: Candidate, need: Need) -> dict[str, float]:
+    """Of a worker that decodes, however the prompt comes."""
+    return {
         "queued": float(candidate.queued_tokens),
         "streams": STREAM_COST * candidate.streams,
         "room": _room_term(candidate, need, growth=1),
     }
-    if candidate.role is Role.UNIFIED or missing <= need.local_prefill_tokens or not can_prefill_elsewhere:
-        return Score(candidate.key, Way.LOCAL, missing, {"compute": float(missing), "fetch": fetch} | waits, prefix)
-    received = _missing_tokens(candidate.cached_blocks, need)
-    return Score(candidate.key, Way.REMOTE, received, {"transfer": TRANSFER_COST * received} | waits)
 
 
 def _room_term(candidate: Candidate, need: Need, growth: int = 0) -> float:
-    """Fetched or computed, what is not cached takes blocks."""
-    blocks = growth - (-_missing_tokens(candidate.cached_blocks, need) // need.block_size)
+    """Fetched, received or computed, what is not cached takes blocks."""
+    blocks = growth - (-_missing_tokens(candidate.cached_tokens, need) // candidate.layout.block_size)
     return NO_ROOM_COST if blocks > candidate.available_blocks else 0.0

@@ -26,6 +26,24 @@ _HASH_IN_THREAD = 8192
 """Prompt tokens from which hashing would hold the event loop for milliseconds."""
 
 
+class PromptHashes:
+    """The names of a prompt's full blocks, for each block size that workers have."""
+
+    def __init__(self, root: BlockHash, prompt_ids: tuple[int, ...]) -> None:
+        self._root = root
+        self._prompt_ids = prompt_ids
+        self._known: dict[int, tuple[BlockHash, ...]] = {}
+
+    async def of(self, block_size: int) -> tuple[BlockHash, ...]:
+        if block_size not in self._known:
+            if len(self._prompt_ids) < _HASH_IN_THREAD:
+                hashes = block_hashes(self._root, self._prompt_ids, block_size)
+            else:
+                hashes = await asyncio.to_thread(block_hashes, self._root, self._prompt_ids, block_size)
+            self._known[block_size] = tuple(hashes)
+        return self._known[block_size]
+
+
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
     """Ready to be placed."""
@@ -39,7 +57,7 @@ class PreparedRequest:
     max_tokens: int
     stop: tuple[str, ...]
     cache_salt: bytes
-    prompt_hashes: tuple[BlockHash, ...]
+    prompt_hashes: PromptHashes
     end_ids: frozenset[int]
     """Tokens that end the answer."""
 
@@ -94,7 +112,7 @@ async def prepare(spec: GenerateSpec, model: ModelInfo, tokenizer: Tokenizer) ->
         max_tokens=sampling.max_tokens,
         stop=spec.stop,
         cache_salt=spec.cache_salt,
-        prompt_hashes=await _hashes(prompt_ids, model, spec.cache_salt),
+        prompt_hashes=PromptHashes(root_hash(model.model_fingerprint, salt=spec.cache_salt), prompt_ids),
         end_ids=ends | frozenset(sampling.stop_token_ids),
     )
 
@@ -130,13 +148,6 @@ def _check_tokens(prompt_ids: tuple[int, ...], model: ModelInfo) -> None:
         raise InvalidRequest(
             f"prompt has token id {wrong}; token ids must be between 0 and {model.vocab_size - 1}", param="prompt"
         )
-
-
-async def _hashes(prompt_ids: tuple[int, ...], model: ModelInfo, salt: bytes) -> tuple[BlockHash, ...]:
-    root = root_hash(model.model_fingerprint, salt=salt)
-    if len(prompt_ids) < _HASH_IN_THREAD:
-        return tuple(block_hashes(root, prompt_ids, model.block_size))
-    return tuple(await asyncio.to_thread(block_hashes, root, prompt_ids, model.block_size))
 
 
 def _wrong(param: str, value: str, right: str) -> InvalidRequest:

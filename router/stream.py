@@ -16,7 +16,9 @@ from random import random
 
 from baton.clock import Clock
 from baton.config import RoutingConfig
-from baton.errors import BatonError, DeadlineExceeded, PromptTooLong, Unavailable
+from baton.errors import BatonError, DeadlineExceeded, HandoffFailed, PromptTooLong, Unavailable
+from baton.ids import WorkerId
+from baton.layout import KVLayout
 from baton.metrics import RequestMetrics, RouterMetrics
 from baton.v1 import transfer_pb2
 from router.account import Account
@@ -202,19 +204,36 @@ class Stream:
     async def _try_place(self, now: float) -> Placement | None:
         if self._workers.missing():
             return None
-        cached = await self._workers.directory.longest_prefix(self._request.prompt_hashes, self._workers.ready())
+        cached = await self._cached_blocks()
         self._refuse_other_model()
         return place(self._workers.candidates(cached), self._need(now), tie_breaker=lambda key: random())
 
     def _need(self, now: float) -> Need:
         return Need(
             num_tokens=len(self._request.prompt_ids) + len(self._log),
-            block_size=self._request.model.block_size,
             local_prefill_tokens=self._config.local_prefill_tokens,
             fetch_prefix_tokens=self._config.fetch_prefix_tokens,
             offered_blocks=0 if self._moved is None else len(self._moved.blocks),
+            offered_layout=self._moved_layout(),
             excluded=frozenset(key for key, until in self._excluded.items() if until > now),
         )
+
+    def _moved_layout(self) -> KVLayout | None:
+        """None where nothing came along, or nothing that can be understood."""
+        if self._moved is None:
+            return None
+        try:
+            return KVLayout.from_proto(self._moved.layout, self._moved.layout_fingerprint)
+        except HandoffFailed:
+            return None
+
+    async def _cached_blocks(self) -> dict[WorkerId, int]:
+        """Of the prompt, from its beginning on: how many blocks of its own size each worker is said to hold."""
+        cached: dict[WorkerId, int] = {}
+        for block_size, workers in self._workers.ready_by_block_size().items():
+            hashes = await self._request.prompt_hashes.of(block_size)
+            cached |= await self._workers.directory.longest_prefix(hashes, workers)
+        return cached
 
     def _refuse_other_model(self) -> None:
         """Another model would take the tokens, and go on with an answer of its own."""

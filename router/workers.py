@@ -2,7 +2,7 @@
 
 The sessions are the truth: a worker whose session stands is there, whatever Redis says or forgets. One that is not
 listed any more and whose session is down is dropped. The first worker that connects fixes the model that is served;
-one of another model, block size or fingerprint is reported in the status and never used.
+one of another model is reported in the status and never used. Block size and dtype may differ from worker to worker.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from baton.clock import Clock
+from baton.errors import HandoffFailed
 from baton.ids import BlockHash, Incarnation, WorkerId
 from baton.metrics import RouterMetrics
 from baton.rpc import OpenChannel, open_channel
@@ -56,6 +57,8 @@ class Workers:
         self._options = options or SessionOptions()
         self._open_channel = open_channel
         self._sessions: dict[WorkerKey, WorkerSession] = {}
+        self._models: dict[WorkerKey, ModelInfo] = {}
+        """What each has said of itself, of those that were accepted."""
         self._listed: dict[WorkerId, WorkerKey] = {}
         self._changed = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
@@ -96,8 +99,18 @@ class Workers:
     def ready(self) -> list[WorkerKey]:
         return [key for key, session in self._sessions.items() if self.state(session) is State.READY]
 
+    def ready_by_block_size(self) -> dict[int, list[WorkerKey]]:
+        by_size: dict[int, list[WorkerKey]] = {}
+        for key in self.ready():
+            by_size.setdefault(self._models[key].layout.block_size, []).append(key)
+        return by_size
+
     def candidates(self, cached_blocks: Mapping[WorkerId, int]) -> list[Candidate]:
-        return [self._candidate(session, cached_blocks) for session in self.sessions()]
+        return [
+            self._candidate(session, self._models[session.peer.key], cached_blocks)
+            for session in self.sessions()
+            if session.peer.key in self._models
+        ]
 
     def max_prompt_len(self) -> int:
         """Most prompt tokens that any worker which decodes can hold; 0 where none is ready."""
@@ -169,20 +182,26 @@ class Workers:
     def _drop(self, key: WorkerKey) -> None:
         """Forgets it now, lets it close by itself: a session may be dropped from a call of its own."""
         session = self._sessions.pop(key)
+        self._models.pop(key, None)
         task = asyncio.create_task(session.close(), name=f"close {key.id}")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
     def _accept(self, session: WorkerSession, hello: worker_pb2.Hello) -> str:
-        model = ModelInfo.from_proto(hello.model)
+        try:
+            model = ModelInfo.from_proto(hello.model)
+        except HandoffFailed as error:
+            return error.message
         flaw = model.flaw()
         if flaw:
             return flaw
         if self.model is None or (self.model.name == model.name and not self._others_stand(session)):
             self.model = model
-            return ""
         difference = self.model.difference(model)
-        return f"serves something else: {difference}" if difference else ""
+        if difference:
+            return f"serves something else: {difference}"
+        self._models[session.peer.key] = model
+        return ""
 
     def _others_stand(self, session: WorkerSession) -> bool:
         return any(other.standing for other in self._sessions.values() if other is not session)
@@ -196,18 +215,18 @@ class Workers:
         for (role, state), count in counts.items():
             self._metrics.workers.labels(role=role.name.lower(), state=state.name.lower()).set(count)
 
-    def _candidate(self, session: WorkerSession, cached_blocks: Mapping[WorkerId, int]) -> Candidate:
+    def _candidate(self, session: WorkerSession, model: ModelInfo, cached_blocks: Mapping[WorkerId, int]) -> Candidate:
         load, recent = session.load, session.recent_tokens
-        model = session.hello.model if session.hello is not None else worker_pb2.ModelInfo()
         available = load.available_blocks if load.total_blocks else 2**31  # it has not said yet
         return Candidate(
             key=session.peer.key,
             role=session.peer.role,
             state=self.state(session),
             max_prompt_len=model.max_prompt_len,
+            layout=model.layout,
             streams=max(load.running + load.waiting, len(session.attempts)),
             queued_tokens=load.queued_tokens + recent,
-            available_blocks=max(available - recent // max(model.block_size, 1), 0),
+            available_blocks=max(available - recent // model.layout.block_size, 0),
             cached_blocks=cached_blocks.get(session.peer.key.id, 0),
         )
 

@@ -38,17 +38,17 @@ class SimRunner:
         return StepResult(tuple(drawn))
 
     def _compute(self, slot: int, start: int, end: int) -> int:
-        size, words, table, tokens = self._block_size, self._memory.words, self._tables[slot], self._tokens[slot]
+        size, memory, table, tokens = self._block_size, self._memory, self._tables[slot], self._tokens[slot]
         for block in table[: -(-end // size)]:
             hold = self._pool._state(block)
             if hold not in _READABLE:
                 self._broken(f"a step uses block {block}, which is {hold.name if hold is not None else 'nobody’s'}")
         state = model.START
         for position in range(start):
-            state = model.mix(state, words[table[position // size] * size + position % size])
+            state = model.mix(state, memory[table[position // size], position % size])
         for position in range(start, end):
             entry = model.entry(state, tokens[position])
-            words[table[position // size] * size + position % size] = entry
+            memory[table[position // size], position % size] = entry
             state = model.mix(state, entry)
         return state
 

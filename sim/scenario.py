@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from random import Random
 
@@ -17,6 +17,7 @@ LOAD_SECONDS = 8.0
 class WorkerSpec:
     id: str
     role: WorkerRole
+    block_size: int
     num_blocks: int
     num_swap_slots: int
     max_num_seqs: int
@@ -78,7 +79,6 @@ class Delays:
 @dataclass(frozen=True)
 class Scenario:
     seed: int
-    block_size: int
     max_model_len: int
     lease_seconds: float
     local_prefill_tokens: int
@@ -109,7 +109,6 @@ def make_scenario(seed: int) -> Scenario:
     slow_share = 0.0 if calm else draw.choice((0.0, 0.01, 0.05))
     return Scenario(
         seed=seed,
-        block_size=block_size,
         max_model_len=max_model_len,
         lease_seconds=draw.choice((0.5, 1.0, 3.0)) if not calm else 5.0,
         local_prefill_tokens=draw.choice((0, 0, 4, 16)),
@@ -120,7 +119,7 @@ def make_scenario(seed: int) -> Scenario:
         transport_duplicate=draw.choice((0.0, 0.2)),
         transport_straggle=draw.choice((0.0, 0.5)),
         transport_straggle_delay=draw.choice((0.05, 0.5, 2.0)),
-        workers=workers,
+        workers=_with_other_block_sizes(seed, workers, max_model_len),
         requests=_requests(draw, max_model_len, calm),
         faults=() if calm else _faults(draw),
     )
@@ -139,6 +138,7 @@ def _workers(draw: Random, block_size: int, max_model_len: int) -> tuple[WorkerS
                 WorkerSpec(
                     id=f"{role.value}-{number}",
                     role=role,
+                    block_size=block_size,
                     num_blocks=smallest + draw.choice((0, 1, smallest, 4 * smallest)),
                     num_swap_slots=draw.choice((0, smallest, 4 * smallest)),
                     max_num_seqs=seqs,
@@ -147,6 +147,26 @@ def _workers(draw: Random, block_size: int, max_model_len: int) -> tuple[WorkerS
                 )
             )
     return tuple(specs)
+
+
+def _with_other_block_sizes(seed: int, workers: tuple[WorkerSpec, ...], max_model_len: int) -> tuple[WorkerSpec, ...]:
+    """Of one system in four: as much room as before, in blocks of any size, so that what is handed over is re-laid."""
+    draw = Random(f"block sizes {seed}")
+    if draw.random() >= 0.25:
+        return workers
+    return tuple(_with_block_size(spec, draw.choice((1, 2, 3, 4, 8)), max_model_len) for spec in workers)
+
+
+def _with_block_size(spec: WorkerSpec, size: int, max_model_len: int) -> WorkerSpec:
+    def blocks(before: int) -> int:
+        return -(-before * spec.block_size // size)
+
+    return replace(
+        spec,
+        block_size=size,
+        num_blocks=max(blocks(spec.num_blocks), -(-max_model_len // size)),
+        num_swap_slots=blocks(spec.num_swap_slots),
+    )
 
 
 def _requests(draw: Random, max_model_len: int, calm: bool) -> tuple[RequestSpec, ...]:

@@ -83,12 +83,11 @@ class Life:
     def _boot(self) -> None:
         world, spec = self._world, self.spec
         scenario = world.scenario
-        self.layout = KVLayout(1, 1, scenario.block_size, 1, "float32", MODEL)
-        self.memory = SimMemory(spec.num_blocks, scenario.block_size, self._guard)
-        assert self.memory.block_bytes == self.layout.block_bytes
+        self.layout = KVLayout(1, 1, spec.block_size, 2, "float32", MODEL)
+        self.memory = SimMemory(spec.num_blocks, self.layout, self._guard)
         self.pool = BlockPool(spec.num_blocks, generations=self.memory.generations, on_take=self.memory.on_take)
         limits = SchedulerLimits(
-            block_size=scenario.block_size,
+            block_size=spec.block_size,
             max_num_seqs=spec.max_num_seqs,
             max_num_batched_tokens=spec.max_num_batched_tokens,
             max_model_len=scenario.max_model_len,
@@ -96,7 +95,7 @@ class Life:
             model_fingerprint=MODEL,
         )
         self.swap = SwapPool(spec.num_swap_slots)
-        runner = SimRunner(self.memory, self.pool, scenario.block_size, self._broken)
+        runner = SimRunner(self.memory, self.pool, spec.block_size, self._broken)
         self.engine = Engine(
             Scheduler(self.pool, limits, self.swap), runner, pacer=Pacer() if spec.num_swap_slots else None
         )
@@ -115,7 +114,7 @@ class Life:
             metrics="",
             pid=1,
             model="sim",
-            block_size=scenario.block_size,
+            block_size=spec.block_size,
             model_fingerprint=MODEL,
         )
         server = Server(world.network, self.node)
@@ -185,13 +184,14 @@ class Life:
             model=worker_pb2.ModelInfo(
                 name="sim",
                 max_model_len=scenario.max_model_len,
-                block_size=scenario.block_size,
+                block_size=self.spec.block_size,
                 vocab_size=model.VOCAB,
                 max_prompt_len=scenario.max_model_len - 1,
                 model_fingerprint=MODEL,
                 layout_fingerprint=self.layout.fingerprint,
                 source="sim",
                 eos_token_ids=model.EOS,
+                layout=self.layout.to_proto(),
             ),
             pid=1,
         )

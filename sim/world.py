@@ -193,7 +193,7 @@ class World:
         life = Life(self, spec, number)
         self.lives[worker] = self._by_node[life.node] = life
         self.trace.note(
-            f"{life.node.name} starts: {spec.num_blocks} blocks of {self.scenario.block_size} tokens, "
+            f"{life.node.name} starts: {spec.num_blocks} blocks of {spec.block_size} tokens, "
             f"{spec.max_num_seqs} requests at once, {spec.max_num_batched_tokens} tokens a step"
         )
 

@@ -102,7 +102,7 @@ class Fetching:
                 await landing.drained()
             self._send(FreeQuarantined(event.id))
         else:
-            self._send(CommitPrefix(event.id, end))
+            self._send(CommitPrefix(event.id, end, shareable=landed is None or landed.own_dtype))
             if landed is not None:
                 self._core.tell(landed_event(event.id, landed))
         del self._fetches[event.id]

@@ -40,7 +40,7 @@ class Lending:
 
     async def lend(self, request: LendRequest) -> Ticket:
         """For the peer that asks. A repeat gets the same ticket. Raises Refusal."""
-        self._ledger.check_peer(request.incarnation, request.layout_fingerprint)
+        self._ledger.check_borrower(request.incarnation, request.layout_fingerprint)
         known = self._ledger.ticket(request.id) if request.id in self._held else None
         ticket = known or await self._ask_engine(request)
         if ticket is None:

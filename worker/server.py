@@ -207,6 +207,7 @@ def _hello(record: WorkerRecord, built: Built) -> worker_pb2.Hello:
             layout_fingerprint=built.layout.fingerprint,
             source=built.source,
             eos_token_ids=built.eos_token_ids,
+            layout=built.layout.to_proto(),
         ),
         pid=record.pid,
         metrics=record.metrics,

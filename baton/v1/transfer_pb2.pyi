@@ -31,7 +31,7 @@ class _RefusalReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Refusal
     REFUSAL_REASON_STALE_INCARNATION: _RefusalReason.ValueType  # 2
     """The ticket is from before a restart of the source."""
     REFUSAL_REASON_LAYOUT_MISMATCH: _RefusalReason.ValueType  # 3
-    """The two sides lay out their blocks differently."""
+    """The two sides lay out their blocks so differently that they can't be re-laid."""
     REFUSAL_REASON_EXPIRED: _RefusalReason.ValueType  # 4
     """The lease ran out."""
     REFUSAL_REASON_ABORTED: _RefusalReason.ValueType  # 5
@@ -51,7 +51,7 @@ REFUSAL_REASON_UNKNOWN_TRANSFER: RefusalReason.ValueType  # 1
 REFUSAL_REASON_STALE_INCARNATION: RefusalReason.ValueType  # 2
 """The ticket is from before a restart of the source."""
 REFUSAL_REASON_LAYOUT_MISMATCH: RefusalReason.ValueType  # 3
-"""The two sides lay out their blocks differently."""
+"""The two sides lay out their blocks so differently that they can't be re-laid."""
 REFUSAL_REASON_EXPIRED: RefusalReason.ValueType  # 4
 """The lease ran out."""
 REFUSAL_REASON_ABORTED: RefusalReason.ValueType  # 5
@@ -80,6 +80,7 @@ class Ticket(_message.Message):
     NUM_TOKENS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
     transfer_id: _builtins.bytes
     """16 random bytes; who knows them may pull the set."""
     worker_id: _builtins.str
@@ -97,6 +98,10 @@ class Ticket(_message.Message):
     def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TicketBlock]:
         """In the order of the prompt."""
 
+    @_builtins.property
+    def layout(self) -> Global___Layout:
+        """What layout_fingerprint names."""
+
     def __init__(
         self,
         *,
@@ -110,14 +115,65 @@ class Ticket(_message.Message):
         num_tokens: _builtins.int = ...,
         request_id: _builtins.str = ...,
         attempt: _builtins.int = ...,
+        layout: Global___Layout | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attempt", b"attempt", "blocks", b"blocks", "incarnation", b"incarnation", "layout_fingerprint", b"layout_fingerprint", "lease_ms", b"lease_ms", "num_tokens", b"num_tokens", "request_id", b"request_id", "transfer_id", b"transfer_id", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attempt", b"attempt", "blocks", b"blocks", "incarnation", b"incarnation", "layout", b"layout", "layout_fingerprint", b"layout_fingerprint", "lease_ms", b"lease_ms", "num_tokens", b"num_tokens", "request_id", b"request_id", "transfer_id", b"transfer_id", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Ticket: _TypeAlias = Ticket  # noqa: Y015
+
+@_typing.final
+class Layout(_message.Message):
+    """How a worker lays out its blocks. KV of the same model that differs in block size, dtype or share of the heads alone
+    is re-laid by the side that pulls.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_LAYERS_FIELD_NUMBER: _builtins.int
+    NUM_KV_HEADS_FIELD_NUMBER: _builtins.int
+    HEAD_DIM_FIELD_NUMBER: _builtins.int
+    BLOCK_SIZE_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    TP_SIZE_FIELD_NUMBER: _builtins.int
+    TP_RANK_FIELD_NUMBER: _builtins.int
+    num_layers: _builtins.int
+    num_kv_heads: _builtins.int
+    """The model's; a block holds those of its rank."""
+    head_dim: _builtins.int
+    """Values of one head of one token."""
+    block_size: _builtins.int
+    """Tokens of one block."""
+    dtype: _builtins.str
+    """float32, bfloat16 or float16."""
+    model_fingerprint: _builtins.bytes
+    """Names the weights; at most 64 bytes."""
+    tp_size: _builtins.int
+    """Workers that share the model's heads, and which of them this is."""
+    tp_rank: _builtins.int
+    def __init__(
+        self,
+        *,
+        num_layers: _builtins.int = ...,
+        num_kv_heads: _builtins.int = ...,
+        head_dim: _builtins.int = ...,
+        block_size: _builtins.int = ...,
+        dtype: _builtins.str = ...,
+        model_fingerprint: _builtins.bytes = ...,
+        tp_size: _builtins.int = ...,
+        tp_rank: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "dtype", b"dtype", "head_dim", b"head_dim", "model_fingerprint", b"model_fingerprint", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers", "tp_rank", b"tp_rank", "tp_size", b"tp_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Layout: _TypeAlias = Layout  # noqa: Y015
 
 @_typing.final
 class TicketBlock(_message.Message):
@@ -309,6 +365,7 @@ class Claim(_message.Message):
     FIRST_BLOCK_FIELD_NUMBER: _builtins.int
     WORKER_ID_FIELD_NUMBER: _builtins.int
     TRANSPORTS_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
     transfer_id: _builtins.bytes
     incarnation: _builtins.int
     """The source's, as its ticket says."""
@@ -323,6 +380,10 @@ class Claim(_message.Message):
     def transports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Transports the puller can use, best first."""
 
+    @_builtins.property
+    def layout(self) -> Global___Layout:
+        """What layout_fingerprint names: the puller's own."""
+
     def __init__(
         self,
         *,
@@ -334,10 +395,11 @@ class Claim(_message.Message):
         first_block: _builtins.int = ...,
         worker_id: _builtins.str = ...,
         transports: _abc.Iterable[_builtins.str] | None = ...,
+        layout: Global___Layout | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "first_block", b"first_block", "incarnation", b"incarnation", "layout_fingerprint", b"layout_fingerprint", "request_id", b"request_id", "transfer_id", b"transfer_id", "transports", b"transports", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "first_block", b"first_block", "incarnation", b"incarnation", "layout", b"layout", "layout_fingerprint", b"layout_fingerprint", "request_id", b"request_id", "transfer_id", b"transfer_id", "transports", b"transports", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

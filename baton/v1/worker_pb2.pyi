@@ -206,6 +206,7 @@ class ModelInfo(_message.Message):
     LAYOUT_FINGERPRINT_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     max_model_len: _builtins.int
     block_size: _builtins.int
@@ -214,14 +215,18 @@ class ModelInfo(_message.Message):
     max_prompt_len: _builtins.int
     """Most prompt tokens that the pool can ever hold."""
     model_fingerprint: _builtins.bytes
-    """Names the weights, their dtype and everything else that a block's hash depends on."""
+    """Names the weights and everything else that a block's hash depends on."""
     layout_fingerprint: _builtins.bytes
-    """Names how a block's bytes are laid out; blocks move only between equal ones."""
+    """Names how a block's bytes are laid out; between equal ones blocks move as they are."""
     source: _builtins.str
     """Directory or hub id that the weights came from: where the router finds the tokenizer."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that end an answer unless ignore_eos says otherwise."""
+
+    @_builtins.property
+    def layout(self) -> _transfer_pb2.Layout:
+        """What layout_fingerprint names."""
 
     def __init__(
         self,
@@ -235,10 +240,11 @@ class ModelInfo(_message.Message):
         layout_fingerprint: _builtins.bytes = ...,
         source: _builtins.str = ...,
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        layout: _transfer_pb2.Layout | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "eos_token_ids", b"eos_token_ids", "layout_fingerprint", b"layout_fingerprint", "max_model_len", b"max_model_len", "max_prompt_len", b"max_prompt_len", "model_fingerprint", b"model_fingerprint", "name", b"name", "source", b"source", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "eos_token_ids", b"eos_token_ids", "layout", b"layout", "layout_fingerprint", b"layout_fingerprint", "max_model_len", b"max_model_len", "max_prompt_len", b"max_prompt_len", "model_fingerprint", b"model_fingerprint", "name", b"name", "source", b"source", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

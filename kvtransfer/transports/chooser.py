@@ -52,11 +52,18 @@ class Connector:
         self.names = transport_names(setting)
         if nixl_agent.NAME in self.names:
             nixl_agent.check_installed()
+        self._setting = setting
         self._memory = memory
         self._threads = threads
         self._copier = copier
         self._network = network
         self._connections: OrderedDict[Endpoint, Connection] = OrderedDict()
+
+    def beside(self, memory: PoolMemory) -> Connector:
+        """One like this whose connections bring blocks into `memory`."""
+        return Connector(
+            memory, self._threads, setting=self._setting, copier=self._copier, network=self._network
+        )  # fmt: skip
 
     async def open(self, endpoints: Sequence[Endpoint]) -> tuple[str, Connection]:
         """The transport's name and the way to the source. Raises TransferRefused, saying what was tried."""

@@ -74,6 +74,8 @@ OTHERS = {
     "head_dim": 16,
     "dtype": "float16",
     "model_fingerprint": b"n" * 32,
+    "tp_size": 3,
+    "tp_rank": 1,
 }
 
 

@@ -328,6 +328,48 @@ def test_received_blocks_are_read_only_after_commit():
     assert h.idle()
 
 
+def test_what_landed_in_other_values_serves_its_own_stream_alone():
+    h, prompt = Harness(), prompt_of(22)
+    h.add("before", prompt[:8])
+    h.run()
+    request = h.add("a", prompt, count=6, task=Task.RECEIVE)
+    h.run()
+    land(h, request, prompt)
+    h.engine.handle(Commit(request, next_token(prompt), shareable=False))
+    h.run()
+    assert h.tokens[request] == continuation(prompt, 6)
+    again = h.add("b", prompt)
+    h.run()
+    assert h.cached[again] == 8, "what was computed here before can still be hit"
+    once_more = h.add("c", prompt)
+    h.run()
+    assert h.cached[once_more] == 20, "and so can what is computed anew"
+    assert h.idle()
+
+
+@pytest.mark.parametrize("swap", [0, 200])
+def test_other_values_are_still_others_when_they_come_back_from_host_memory(monkeypatch: pytest.MonkeyPatch, swap: int):
+    pacer = Pacer()
+    monkeypatch.setattr(pacer, "pace", lambda: Pace(math.inf, 1000, KNOWN, 1e-6))
+    h, prompt = Harness(blocks=20, seqs=8, max_len=64, swap=swap, pacer=pacer), prompt_of(22)
+    older = h.add("older", prompt_of(12, seed=1), count=48)
+    h.step()
+    request = h.add("a", prompt, count=30, task=Task.RECEIVE)
+    while not h.of(Reserved, request):
+        h.step()
+    land(h, request, prompt)
+    h.engine.handle(Commit(request, next_token(prompt), shareable=False))
+    h.run()
+    assert h.tokens[older] == continuation(prompt_of(12, seed=1), 48)
+    assert h.tokens[request] == continuation(prompt, 30)
+    assert h.scheduler.counters.preemptions > 0, "the pool was meant to be too small"
+    assert (h.runner.moves[MoveKind.SWAP_IN] > 0) == (swap > 0)
+    again = h.add("b", prompt)
+    h.run()
+    assert h.cached[again] == (0 if swap else 20), "what is computed again is this engine's own"
+    assert h.idle()
+
+
 def test_receive_asks_only_for_what_is_not_cached():
     h, prompt = Harness(), prompt_of(22)
     h.add("a", prompt)

@@ -94,7 +94,8 @@ async def claim_and_fall_silent(channel: grpc.aio.Channel, ticket: transfer_pb2.
     stack.callback(call.cancel)
     await call.write(transfer_pb2.PullRequest(claim=transfer_pb2.Claim(
         transfer_id=ticket.transfer_id, incarnation=ticket.incarnation, request_id=ticket.request_id,
-        attempt=ticket.attempt, layout_fingerprint=ticket.layout_fingerprint, worker_id="decode-0",
+        attempt=ticket.attempt, layout_fingerprint=ticket.layout_fingerprint, layout=ticket.layout,
+        worker_id="decode-0",
     )))  # fmt: skip
     answer = await call.read()
     assert answer.WhichOneof("message") == "claimed", answer

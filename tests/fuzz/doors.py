@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
 
-from baton.errors import HandoffFailed, TransferRefused
+from baton.errors import HandoffFailed
 from baton.ids import TransferId
 from baton.v1 import transfer_pb2 as pb
 from kvtransfer.ticket import MAX_BLOCKS, MAX_LEASE_SECONDS, Ticket
@@ -65,9 +65,9 @@ class TicketDoor:
         message = read(pb.Ticket, mutator.wire(self._right))
         try:
             ticket = Ticket.from_proto(message)
-        except TransferRefused:
+        except HandoffFailed:
             return
-        unless(len(ticket.transfer_id) == len(ticket.layout_fingerprint) == 16, "a secret or a fingerprint of any size")
+        unless(len(ticket.transfer_id) == 16, "a secret of any size")
         unless(0 < len(ticket.blocks) <= min(MAX_BLOCKS, ticket.num_tokens), "any number of blocks")
         unless(len({b.index for b in ticket.blocks}) == len(ticket.blocks), "a block twice")
         unless(all(len(b.hash) == 32 for b in ticket.blocks), "a hash of any size")

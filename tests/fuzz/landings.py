@@ -95,7 +95,7 @@ class LandingDoor:
             worker_id=rig.ledger.worker_id,
             address=rig.address,
             incarnation=rig.ledger.incarnation,
-            layout_fingerprint=LAYOUT.fingerprint,
+            layout=LAYOUT,
             blocks=tuple(self._blocks),
             lease_seconds=5.0,
             num_tokens=BLOCKS * 16,

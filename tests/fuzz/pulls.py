@@ -7,7 +7,9 @@ import itertools
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from baton.errors import HandoffFailed
 from baton.ids import AttemptId
+from baton.layout import KVLayout, mismatch
 from baton.v1 import transfer_pb2 as pb
 from kvtransfer.lifetimes import SourceState
 from kvtransfer.service import check_claim
@@ -40,7 +42,8 @@ class PullDoor:
             incarnation=ticket.incarnation,
             request_id=id.request_id,
             attempt=id.attempt,
-            layout_fingerprint=ticket.layout_fingerprint,
+            layout_fingerprint=ticket.layout.fingerprint,
+            layout=ticket.layout.to_proto(),
             worker_id="decode-0",
             transports=["shm", "tcp"],
         )
@@ -99,7 +102,7 @@ class PullDoor:
                 message.WhichOneof("message") == "claim"
                 and claim.transfer_id == ticket.transfer_id
                 and claim.incarnation == ticket.incarnation
-                and claim.layout_fingerprint == ticket.layout_fingerprint
+                and _matches(claim, ticket)
                 and AttemptId(claim.request_id, claim.attempt) == ticket.id
                 and claim.first_block <= len(ticket.blocks)
                 and 0 < len(claim.worker_id) <= 256
@@ -135,6 +138,14 @@ class PullDoor:
         unless(not self._rig.permits.snapshot(), "a permit is left")
         unless(self._rig.puller.counts() == {}, "a landing is left")
         self._offer_anew()
+
+
+def _matches(claim: pb.Claim, ticket: Ticket) -> bool:
+    """Whether the claim's layout is one to which the set's blocks can be re-laid."""
+    try:
+        return not mismatch(ticket.layout, KVLayout.from_proto(claim.layout, claim.layout_fingerprint))
+    except HandoffFailed:
+        return False
 
 
 async def _stream(messages: Sequence[pb.PullRequest]) -> AsyncIterator[pb.PullRequest]:

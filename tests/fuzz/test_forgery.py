@@ -20,13 +20,14 @@ from baton.hashing import block_hashes, root_hash
 from baton.ids import AttemptId, BlockRef, TransferId
 from baton.v1 import transfer_pb2 as pb
 from baton.v1 import worker_pb2
+from decode_worker.admission import Admission
 from kvtransfer.lifetimes import SourceState
 from kvtransfer.ticket import Ticket
 from kvtransfer.transports import frames
 from kvtransfer.transports.base import Want
 from tests.kvtransfer.rig import LAYOUT, Rig, fill, holds, make_rig, until
+from tests.worker.rig import make_rig as make_worker
 from tests.worker.test_admission import PROMPT, RECEIVE, hand_over, proto_id, ticket_for
-from tests.worker.test_admission import make_rig as make_admission
 
 TIMES = 30
 BLOCKS = 3
@@ -69,7 +70,8 @@ def claim_of(ticket: Ticket, **changes: Any) -> bytes:
         "incarnation": ticket.incarnation,
         "request_id": ticket.id.request_id,
         "attempt": ticket.id.attempt,
-        "layout_fingerprint": ticket.layout_fingerprint,
+        "layout_fingerprint": ticket.layout.fingerprint,
+        "layout": ticket.layout.to_proto(),
         "worker_id": "decode-9",
     }
     return pb.PullRequest(claim=pb.Claim(**(fields | changes))).SerializeToString()
@@ -194,7 +196,7 @@ _TICKETS: dict[str, Callable[[Ticket], Ticket]] = {
     "another tenant's blocks": lambda t: replace(t, blocks=_salted(t.blocks)),
     "another attempt": lambda t: replace(t, id=AttemptId(t.id.request_id, 7)),
     "fewer blocks": lambda t: replace(t, blocks=t.blocks[:-1]),
-    "another layout": lambda t: replace(t, layout_fingerprint=bytes(16)),
+    "another model": lambda t: replace(t, layout=replace(t.layout, model_fingerprint=b"another")),
 }
 
 
@@ -237,7 +239,7 @@ async def test_a_ticket_that_can_not_be_ends_its_request_alone(
     ticket: pb.Ticket, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    rig = make_admission()
+    rig = make_worker(Admission)
     for attempt in range(TIMES):
         rig.submit(RECEIVE, PROMPT, attempt)
         rig.say(handoff=worker_pb2.Handoff(id=proto_id(attempt), ticket=ticket))
@@ -257,7 +259,7 @@ async def test_messages_of_attempts_that_are_not_here_change_nothing(
     message: worker_pb2.SessionRequest, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    rig = make_admission()
+    rig = make_worker(Admission)
     rig.submit(RECEIVE, PROMPT)
     for _ in range(TIMES):
         rig.core.receive(rig.session, message)
@@ -270,7 +272,7 @@ async def test_messages_of_attempts_that_are_not_here_change_nothing(
 
 async def test_a_repeated_submit_and_a_repeated_handoff_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    rig = make_admission()
+    rig = make_worker(Admission)
     rig.submit(RECEIVE, PROMPT)
     hand_over(rig)
     commands = len(rig.commands)

@@ -16,6 +16,7 @@ from kvtransfer.gate import ReadPermit
 from kvtransfer.refusal import Refusals
 from kvtransfer.source import SourceLedger
 from kvtransfer.transports import frames
+from kvtransfer.transports.base import Want
 from tests.fuzz.doors import Broken
 from tests.fuzz.fuzzer import Report, fuzz
 from tests.kvtransfer.rig import NUM_BLOCKS
@@ -34,7 +35,7 @@ async def test_a_worker_outlives_damaged_messages_and_nothing_is_held(seed: int)
     report = await fuzz(seed, FEW, print)
     check(report)
     assert min(report.knocks.values()) > 20
-    assert len(report.knocks) == 8
+    assert len(report.knocks) == 9
 
 
 @pytest.mark.soak
@@ -52,16 +53,12 @@ def _nothing(*_: Any) -> None:
     pass
 
 
-async def _none_wrong(*_: Any) -> list[int]:
-    return []
-
-
 _PLANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "claims of another incarnation are granted": (SourceLedger, "_check_incarnation", _nothing),
     "claims are not checked": (service, "check_name", _nothing),
     "tickets' secrets and hashes have any length": (ticket, "check_length", _nothing),
     "unsealed blocks are given out": (ReadPermit, "covers", lambda _, index, __: index < NUM_BLOCKS),
-    "what landed is not verified": (pull.Pull, "_wrong", _none_wrong),
+    "what landed is not verified": (pull, "Want", lambda source, generation, place, _: Want(source, generation, place)),
     "refusals are not counted": (Refusals, "note", _nothing),
     "a request for any number of blocks is taken": (frames, "MAX_FETCH_BLOCKS", 2**32),  # type: ignore[dict-item]
     "strange attempts are looked up as if they were there": (

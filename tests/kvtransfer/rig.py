@@ -104,6 +104,73 @@ class Rig:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
+@dataclass
+class Source:
+    """One worker that offers blocks."""
+
+    ledger: SourceLedger
+    memory: HostMemory
+    permits: ReadPermits
+    address: str
+    server: grpc.aio.Server
+    service: TransferService
+    data_server: TcpServer
+    terminal: list[AttemptId]
+
+
+@asynccontextmanager
+async def make_source(
+    metrics: TransferMetrics,
+    threads: Threads,
+    network: FakeNetwork,
+    *,
+    memory: HostMemory,
+    layout: KVLayout = LAYOUT,
+    worker_id: WorkerId = SOURCE_ID,
+    incarnation: Incarnation = INCARNATION,
+    lease_seconds: float = 5.0,
+    clock: Clock | None = None,
+    claim_seconds: float = 5.0,
+    name: str = "source",
+    transport: str = "shm",
+) -> AsyncIterator[Source]:
+    permits = ReadPermits()
+    terminal: list[AttemptId] = []
+    server = grpc.aio.server(interceptors=[UnreadableAsEmpty()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    address = f"127.0.0.1:{port}"
+    ledger = SourceLedger(
+        memory=memory,
+        layout=layout,
+        worker_id=worker_id,
+        address=address,
+        incarnation=incarnation,
+        lease_seconds=lease_seconds,
+        on_terminal=terminal.append,
+        clock=clock or MonotonicClock(),
+        metrics=metrics,
+        executor=threads.memory,
+        permits=permits,
+    )
+    data_server = TcpServer(memory, permits, send_seconds=1.0, request_seconds=1.0, refusals=Refusals(metrics))
+    closers: list[Callable[[], None]] = []
+    endpoints: list[Endpoint] = [
+        *offer_memory(memory, ("shm", transport), closers.append),
+        data_server.endpoint(),
+        network.add(name, memory, permits).endpoint(),
+    ]
+    service = TransferService(ledger, lambda: endpoints, metrics, claim_seconds=claim_seconds)
+    add_TransferServicer_to_server(service, server)
+    await server.start()
+    try:
+        yield Source(ledger, memory, permits, address, server, service, data_server, terminal)
+    finally:
+        await server.stop(None)
+        data_server.close()
+        for close in closers:
+            close()
+
+
 @asynccontextmanager
 async def make_rig(
     transport: str = "shm",
@@ -117,37 +184,10 @@ async def make_rig(
     claim_seconds: float = 5.0,
     on_verified: OnVerified | None = None,
 ) -> AsyncIterator[Rig]:
-    source, destination = make_pool(), make_pool()
-    metrics, threads, permits = Metrics(), Threads.create(), ReadPermits()
-    transfer_metrics = TransferMetrics(metrics)
-    terminal: list[AttemptId] = []
-    server = grpc.aio.server(interceptors=[UnreadableAsEmpty()])
-    port = server.add_insecure_port("127.0.0.1:0")
-    address = f"127.0.0.1:{port}"
-    ledger = SourceLedger(
-        memory=source,
-        layout=LAYOUT,
-        worker_id=SOURCE_ID,
-        address=address,
-        incarnation=incarnation,
-        lease_seconds=lease_seconds,
-        on_terminal=terminal.append,
-        clock=clock or MonotonicClock(),
-        metrics=transfer_metrics,
-        executor=threads.memory,
-        permits=permits,
-    )
-    data_server = TcpServer(source, permits, send_seconds=1.0, request_seconds=1.0, refusals=Refusals(transfer_metrics))
-    network = network or FakeNetwork()
-    closers: list[Callable[[], None]] = []
-    endpoints: list[Endpoint] = [
-        *offer_memory(source, ("shm", transport), closers.append),
-        data_server.endpoint(),
-        network.add("source", source, permits).endpoint(),
-    ]
-    service = TransferService(ledger, lambda: endpoints, transfer_metrics, claim_seconds=claim_seconds)
-    add_TransferServicer_to_server(service, server)
-    await server.start()
+    """`layout` is the puller's; the source's is LAYOUT."""
+    memory, destination = make_pool(), HostMemory.create(NUM_BLOCKS, layout.block_bytes)
+    metrics, threads = Metrics(), Threads.create()
+    transfer_metrics, network = TransferMetrics(metrics), network or FakeNetwork()
     connector = Connector(destination, threads, setting=transport, network=network)
     puller = Puller(
         memory=destination,
@@ -159,26 +199,22 @@ async def make_rig(
         metrics=transfer_metrics,
         on_verified=on_verified,
     )
-    try:
-        yield Rig(
-            ledger,
-            source,
-            puller,
-            destination,
-            permits,
-            connector,
-            address,
-            server,
-            service,
-            data_server,
-            metrics,
-            transfer_metrics,
-            terminal,
-        )
-    finally:
-        await puller.close()
-        await server.stop(None)
-        data_server.close()
-        for close in closers:
-            close()
-        threads.close()
+    async with make_source(
+        transfer_metrics,
+        threads,
+        network,
+        memory=memory,
+        incarnation=incarnation,
+        lease_seconds=lease_seconds,
+        clock=clock,
+        claim_seconds=claim_seconds,
+        transport=transport,
+    ) as source:
+        try:
+            yield Rig(
+                source.ledger, memory, puller, destination, source.permits, connector, source.address, source.server,
+                source.service, source.data_server, metrics, transfer_metrics, source.terminal,
+            )  # fmt: skip
+        finally:
+            await puller.close()
+    threads.close()

@@ -178,11 +178,12 @@ async def test_a_lease_is_renewed_as_long_as_the_source_computes() -> None:
     [
         (
             LayoutMismatch,
-            f"as {(b'q' * 16).hex()}, decode-0 as {LAYOUT.fingerprint.hex()}",
-            {"layout_fingerprint": b"q" * 16},
+            "the number of layers is 24 at the source, 2 at the destination",
+            {"layout": replace(LAYOUT, num_layers=24)},
         ),
         (TransferRefused, "for req-9#0; the blocks are reserved for req-1#0", {"id": AttemptId("req-9", 0)}),
-        (VerifyFailed, "names 3 blocks; 4 are reserved", {"blocks": 3}),
+        (VerifyFailed, "names 3 blocks of 16 tokens for 64 tokens", {"blocks": 3}),
+        (VerifyFailed, "names 3 blocks of 16 tokens; the prompt has 4", {"blocks": 3, "num_tokens": 48}),
         (VerifyFailed, "block 1 is offered as 6868686868686868; expected is", {"hash": 1}),
     ],
 )
@@ -192,7 +193,7 @@ async def test_a_ticket_for_other_blocks_is_not_claimed(
     async with make_rig() as rig:
         id, _, ticket = rig.offer(4)
         if "blocks" in changes:
-            changes = {"blocks": ticket.blocks[:3]}
+            changes |= {"blocks": ticket.blocks[:3]}
         if "hash" in changes:
             other = replace(ticket.blocks[1], hash=BlockHash(b"h" * 32))
             changes = {"blocks": (ticket.blocks[0], other, *ticket.blocks[2:])}

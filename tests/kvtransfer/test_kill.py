@@ -1,4 +1,5 @@
-"""The source as a process of its own: it works, it is killed with -9, it is stopped, it comes back."""
+"""The source as a process of its own: it works, it is killed with -9, it is stopped, it comes back. All of it for what
+is moved as it is, and for what is re-laid."""
 
 from __future__ import annotations
 
@@ -7,23 +8,25 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, cast
 
 import pytest
+import torch
 
 from baton.clock import MonotonicClock
 from baton.errors import HandoffFailed, LeaseExpired, PeerLost
 from baton.ids import AttemptId, BlockRef
+from baton.layout import KVLayout
 from baton.metrics import Metrics, TransferMetrics
 from baton.v1 import transfer_pb2 as pb
 from kvtransfer import DestinationState, HostMemory, Puller, Ticket
 from kvtransfer.threads import Threads
 from kvtransfer.transports.chooser import Connector
-from tests.kvtransfer.rig import LAYOUT, PULLER_ID, holds, make_pool, take, until
+from tests.kvtransfer.rig import LAYOUT, PULLER_ID, holds, pattern, take, until
 from tests.kvtransfer.source_process import FIRST_TOKEN, NUM_BLOCKS, lease_seconds
 from tests.kvtransfer.transport_rigs import RIGS
 
@@ -66,26 +69,44 @@ class Pulling:
     puller: Puller
     connector: Connector
     memory: HostMemory
-    metrics: Metrics
+    layout: KVLayout
 
     def reserve(self) -> list[BlockRef]:
         return take(self.memory, range(NUM_BLOCKS))
 
+    def holds(self, refs: Sequence[BlockRef], source: Sequence[BlockRef]) -> bool:
+        if self.layout == LAYOUT:
+            return holds(self.memory, refs, source)
+        return all(
+            bytes(self.memory.read(ref.index)) == converted(pattern(origin.index, origin.generation))
+            for ref, origin in zip(refs, source, strict=True)
+        )
+
+    @property
+    def stages(self) -> bool:
+        return self.layout != LAYOUT
+
+
+def converted(block: bytes) -> bytes:
+    """float32 to bfloat16."""
+    return torch.frombuffer(bytearray(block), dtype=torch.float32).bfloat16().view(torch.uint8).numpy().tobytes()
+
 
 @asynccontextmanager
-async def pulling(transport: str) -> AsyncIterator[Pulling]:
-    memory, threads, metrics = make_pool(), Threads.create(), Metrics()
+async def pulling(transport: str, dtype: str) -> AsyncIterator[Pulling]:
+    layout = replace(LAYOUT, dtype=dtype)
+    memory, threads = HostMemory.create(64, layout.block_bytes), Threads.create()
     connector = Connector(memory, threads, setting=transport)
     puller = Puller(
         memory=memory,
-        layout=LAYOUT,
+        layout=layout,
         worker_id=PULLER_ID,
         connector=connector,
         threads=threads,
         clock=MonotonicClock(),
-        metrics=TransferMetrics(metrics),
+        metrics=TransferMetrics(Metrics()),
     )
-    yield Pulling(puller, connector, memory, metrics)
+    yield Pulling(puller, connector, memory, layout)
     await puller.close()
     threads.close()
 
@@ -95,6 +116,12 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     if missing := RIGS[request.param].missing():
         pytest.skip(missing)
     monkeypatch.setenv("UCX_NET_DEVICES", "lo")
+    return str(request.param)
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def dtype(request: pytest.FixtureRequest) -> str:
+    """The puller's; the source's is float32."""
     return str(request.param)
 
 
@@ -109,29 +136,29 @@ def mapped_pools() -> int:
     return Path("/proc/self/maps").read_text().count("/memfd:baton-kv")
 
 
-async def test_two_processes_hand_over(source: Source, transport: str) -> None:
-    async with pulling(transport) as pull:
+async def test_two_processes_hand_over(source: Source, transport: str, dtype: str) -> None:
+    async with pulling(transport, dtype) as pull:
         reserved = pull.reserve()
         landing = pull.puller.land(source.ticket, source.ticket.id, reserved, 0)
         source.seal(25)
         source.seal(-1)
         landed = await landing.done()
         assert (landed.first_token, landed.blocks, landed.transport) == (FIRST_TOKEN, NUM_BLOCKS, transport)
-        assert holds(pull.memory, reserved, source.ticket.blocks)
+        assert pull.holds(reserved, source.ticket.blocks)
         assert await asyncio.to_thread(source.stdout.readline) == "ended req-1#0\n"
 
 
 async def test_kill_9_of_the_source_in_mid_pull_ends_in_an_error_and_frees_everything(
-    source: Source, transport: str
+    source: Source, transport: str, dtype: str
 ) -> None:
-    async with pulling(transport) as pull:
+    async with pulling(transport, dtype) as pull:
         pools = mapped_pools()
         reserved = pull.reserve()
         landing = pull.puller.land(source.ticket, source.ticket.id, reserved, 0)
         source.seal(25)
-        await until(lambda: holds(pull.memory, reserved[:25], source.ticket.blocks[:25]))
+        await until(lambda: pull.holds(reserved[:25], source.ticket.blocks[:25]))
         assert pull.puller.counts() == {DestinationState.LANDING: 1}
-        assert mapped_pools() == pools + (transport == "shm")
+        assert mapped_pools() == pools + (transport == "shm") + pull.stages
         source.signal(signal.SIGKILL)
         async with asyncio.timeout(5):
             with pytest.raises(PeerLost, match="prefill-0 at 127"):
@@ -140,26 +167,26 @@ async def test_kill_9_of_the_source_in_mid_pull_ends_in_an_error_and_frees_every
         assert landing.state is DestinationState.FREE
         assert pull.puller.counts() == {}
         source.process.wait(5)
-        await pull.connector.sweep()
-        assert mapped_pools() == pools  # or the dead process's pool would stay in memory
+        await pull.puller._arrivals.sweep()
+        assert mapped_pools() == pools + pull.stages  # or the dead process's pool would stay in memory
         again = Source(transport)  # comes back, as another incarnation, elsewhere
         try:
             again.seal(-1)
             reserved = pull.reserve()
             assert (await pull.puller.pull(again.ticket, again.ticket.id, reserved, 0)).blocks == NUM_BLOCKS
-            assert holds(pull.memory, reserved, again.ticket.blocks)
+            assert pull.holds(reserved, again.ticket.blocks)
         finally:
             again.end()
 
 
 async def test_a_stopped_source_costs_one_lease_and_what_it_does_later_reaches_nobody(
-    source: Source, transport: str
+    source: Source, transport: str, dtype: str
 ) -> None:
-    async with pulling(transport) as pull:
+    async with pulling(transport, dtype) as pull:
         reserved = pull.reserve()
         landing = pull.puller.land(source.ticket, source.ticket.id, reserved, 0)
         source.seal(25)
-        await until(lambda: holds(pull.memory, reserved[:25], source.ticket.blocks[:25]))
+        await until(lambda: pull.holds(reserved[:25], source.ticket.blocks[:25]))
         source.signal(signal.SIGSTOP)
         with pytest.raises(LeaseExpired, match=rf"did not answer within the lease of {lease_seconds(transport):g} s"):
             await landing.done()

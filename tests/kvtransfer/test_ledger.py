@@ -79,9 +79,7 @@ def kept(book: Book, ticket: Ticket) -> bool:
 
 
 def claim_of(ticket: Ticket, first_block: int = 0, worker_id: WorkerId = PULLER_ID) -> ClaimRequest:
-    return ClaimRequest(
-        ticket.transfer_id, ticket.incarnation, ticket.id, ticket.layout_fingerprint, first_block, worker_id
-    )
+    return ClaimRequest(ticket.transfer_id, ticket.incarnation, ticket.id, ticket.layout, first_block, worker_id)
 
 
 @pytest.fixture
@@ -213,13 +211,22 @@ async def test_a_ticket_from_before_a_restart_is_refused_with_both_incarnations(
     assert "incarnation 12, this is 77 of prefill-0" in refusal.message
 
 
-async def test_another_layout_is_refused_with_both_values(book: Book) -> None:
+async def test_a_layout_that_cannot_be_matched_is_refused_with_both_values(book: Book) -> None:
     _, ticket = book.offer()
-    refusal = book.refused(replace(claim_of(ticket), layout_fingerprint=b"\xab" * 16))
+    other = replace(LAYOUT, num_layers=28, model_fingerprint=b"\xab" * 16)
+    refusal = book.refused(replace(claim_of(ticket), layout=other))
     assert refusal.reason is RefusalReason.LAYOUT_MISMATCH
-    assert "abababab" in refusal.message
-    assert LAYOUT.fingerprint.hex() in refusal.message
-    assert "block size 16, float32" in refusal.message
+    assert refusal.message == (
+        "decode-0 can't use the blocks of prefill-0: the model's fingerprint is 6d6d6d6d6d6d6d6d at the source, "
+        "abababababababab at the destination; the number of layers is 2 at the source, 28 at the destination"
+    )
+
+
+@pytest.mark.parametrize("changes", [{"block_size": 8}, {"dtype": "bfloat16"}, {"tp_size": 2, "tp_rank": 1}])
+async def test_a_layout_that_the_puller_can_re_lay_is_let_in(book: Book, changes: dict[str, Any]) -> None:
+    _, ticket = book.offer()
+    book.ledger.claim(replace(claim_of(ticket), layout=replace(LAYOUT, **changes)))
+    assert book.ledger.counts() == {SourceState.CLAIMED: 1}
 
 
 async def test_a_claim_must_name_the_offers_attempt(book: Book) -> None:

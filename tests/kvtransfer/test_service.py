@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc.aio
@@ -16,7 +17,7 @@ from baton.v1 import transfer_pb2 as pb
 from baton.v1 import transfer_pb2_grpc
 from kvtransfer.lifetimes import SourceState
 from kvtransfer.ticket import Ticket
-from tests.kvtransfer.rig import Rig, fill, make_rig, until
+from tests.kvtransfer.rig import LAYOUT, Rig, fill, make_rig, until
 
 
 class Stream:
@@ -52,12 +53,14 @@ def claim(ticket: Ticket, **changes: Any) -> pb.PullRequest:
         "incarnation": ticket.incarnation,
         "request_id": ticket.id.request_id,
         "attempt": ticket.id.attempt,
-        "layout_fingerprint": ticket.layout_fingerprint,
+        "layout_fingerprint": ticket.layout.fingerprint,
+        "layout": ticket.layout.to_proto(),
         "worker_id": "decode-0",
     }
     return pb.PullRequest(claim=pb.Claim(**(fields | changes)))
 
 
+DEEPER = replace(LAYOUT, num_layers=3)
 RENEW, RELEASE = pb.PullRequest(renew=pb.Renew()), pb.PullRequest(release=pb.Release())
 
 
@@ -99,7 +102,13 @@ async def test_a_whole_stream() -> None:
         ({"transfer_id": bytes(16)}, "UNKNOWN_TRANSFER", "no such block set"),
         ({"attempt": 9}, "UNKNOWN_TRANSFER", "the claim is for req-1#9, the block set is of req-1#0"),
         ({"incarnation": 5}, "STALE_INCARNATION", "the ticket is of incarnation 5, this is 77"),
+        ({"layout": pb.Layout()}, "MALFORMED", "layout.num_layers is 0"),
         ({"layout_fingerprint": b"z" * 16}, "LAYOUT_MISMATCH", "7a7a7a"),
+        (
+            {"layout_fingerprint": DEEPER.fingerprint, "layout": DEEPER.to_proto()},
+            "LAYOUT_MISMATCH",
+            "the number of layers is 2 at the source, 3 at the destination",
+        ),
     ],
 )
 async def test_a_wrong_claim_is_refused_and_counted_and_the_offer_stands(

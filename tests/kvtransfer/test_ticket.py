@@ -10,20 +10,22 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.errors import TransferRefused
+from baton.errors import LayoutMismatch, TransferRefused
 from baton.ids import AttemptId, BlockHash, BlockIndex, BlockRef, Generation, Incarnation, TransferId, WorkerId
+from baton.layout import KVLayout
 from baton.v1 import transfer_pb2 as pb
 from kvtransfer.refusal import Refusal, RefusalReason
 from kvtransfer.service import check_claim
 from kvtransfer.ticket import Ticket
 
+LAYOUT = KVLayout(24, 4, 16, 64, "bfloat16", b"m" * 16, tp_size=2, tp_rank=1)
 BLOCKS = tuple(BlockRef(BlockIndex(i * 3), Generation(2**40 + i), BlockHash(bytes([i]) * 32)) for i in range(4))
 TICKET = Ticket(
     transfer_id=TransferId(b"s3cret-s3cret-16"),
     worker_id=WorkerId("prefill-0"),
     address="10.0.0.7:5000",
     incarnation=Incarnation(2**62 + 1),
-    layout_fingerprint=b"f" * 16,
+    layout=LAYOUT,
     blocks=BLOCKS,
     lease_seconds=2.5,
     num_tokens=61,
@@ -47,6 +49,14 @@ def change(**fields: object) -> Callable[[pb.Ticket], None]:
     return apply
 
 
+def relaid(**fields: object) -> Callable[[pb.Ticket], None]:
+    def apply(message: pb.Ticket) -> None:
+        for name, value in fields.items():
+            setattr(message.layout, name, value)
+
+    return apply
+
+
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
@@ -60,6 +70,15 @@ def change(**fields: object) -> Callable[[pb.Ticket], None]:
         (change(address=":80"), "must be host:port"),
         (change(address="a" * 600 + ":80"), "address is 603 characters long"),
         (change(incarnation=0), "incarnation is 0"),
+        (lambda message: message.ClearField("layout"), "layout.num_layers is 0; it must be between 1 and 65536"),
+        (relaid(num_kv_heads=65537), "layout.num_kv_heads is 65537"),
+        (relaid(block_size=0), "layout.block_size is 0"),
+        (relaid(tp_size=0), "layout.tp_size is 0"),
+        (relaid(tp_size=3), "layout.tp_size is 3; it must divide the 4 KV heads"),
+        (relaid(tp_rank=2), "layout.tp_rank is 2; it must be between 0 and 1"),
+        (relaid(dtype="float8"), "layout.dtype is 'float8'; it must be float32 or bfloat16 or float16"),
+        (relaid(model_fingerprint=b""), "layout.model_fingerprint's length is 0"),
+        (relaid(head_dim=65536, block_size=65536), "layout.size of a block is 824633720832"),
         (change(lease_ms=0), "lease is 0 s"),
         (change(lease_ms=3_600_001), "lease is 3600 s; it must be above 0 and at most 3600 s"),
         (change(num_tokens=3), "num_tokens is 3; it must be at least one a block, 4"),
@@ -78,9 +97,17 @@ def test_a_malformed_ticket_is_refused_by_name(spoil: Callable[[pb.Ticket], None
     assert "s3cret" not in caught.value.message
 
 
+@pytest.mark.parametrize("spoil", [change(layout_fingerprint=b"f" * 16), relaid(block_size=8), relaid(dtype="float16")])
+def test_a_layout_that_its_fingerprint_does_not_name_is_of_another_version(spoil: Callable[[pb.Ticket], None]) -> None:
+    message = TICKET.to_proto()
+    spoil(message)
+    with pytest.raises(LayoutMismatch, match="must run versions of Baton that lay out blocks alike"):
+        Ticket.from_proto(message)
+
+
 @given(st.binary(max_size=400))
 def test_any_bytes_are_a_ticket_or_are_refused(data: bytes) -> None:
-    with contextlib.suppress(DecodeError, TransferRefused):
+    with contextlib.suppress(DecodeError, TransferRefused, LayoutMismatch):
         Ticket.from_proto(pb.Ticket.FromString(data))
 
 
@@ -89,7 +116,7 @@ def test_a_damaged_ticket_is_a_ticket_or_is_refused(data: st.DataObject) -> None
     wire = bytearray(TICKET.to_proto().SerializeToString())
     for _ in range(data.draw(st.integers(1, 4))):
         wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
-    with contextlib.suppress(DecodeError, TransferRefused):
+    with contextlib.suppress(DecodeError, TransferRefused, LayoutMismatch):
         Ticket.from_proto(pb.Ticket.FromString(bytes(wire)))
 
 
@@ -105,7 +132,8 @@ def test_a_claim_passes_only_within_its_bounds(
 ) -> None:
     claim = pb.Claim(
         transfer_id=transfer_id,
-        layout_fingerprint=fingerprint,
+        layout_fingerprint=LAYOUT.fingerprint if len(fingerprint) == 16 else fingerprint,
+        layout=LAYOUT.to_proto(),
         request_id=request_id,
         worker_id=worker_id,
         transports=transports,

@@ -8,29 +8,45 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 import grpc
 
 from baton.ids import Incarnation, WorkerId, new_incarnation, new_transfer_id
+from baton.layout import KVLayout
 from baton.v1 import inference_pb2, transfer_pb2, worker_pb2, worker_pb2_grpc
 from discovery import WorkerRecord, WorkerRole
 
 EOS = 256
 VOCAB = 257
 BLOCK_SIZE = 4
+LAYOUT = KVLayout(2, 2, BLOCK_SIZE, 8, "float32", b"weights")
 MODEL = worker_pb2.ModelInfo(
     name="tiny",
     max_model_len=512,
     block_size=BLOCK_SIZE,
     vocab_size=VOCAB,
     max_prompt_len=400,
-    model_fingerprint=b"weights",
-    layout_fingerprint=b"layout",
+    model_fingerprint=LAYOUT.model_fingerprint,
+    layout_fingerprint=LAYOUT.fingerprint,
+    layout=LAYOUT.to_proto(),
     source="tests",
     eos_token_ids=[EOS],
 )
+
+
+def model(**changes: object) -> worker_pb2.ModelInfo:
+    """Of a worker whose layout differs in `changes`."""
+    layout = replace(LAYOUT, **changes)  # type: ignore[arg-type]  # each value is its field's
+    other = worker_pb2.ModelInfo()
+    other.CopyFrom(MODEL)
+    other.block_size, other.model_fingerprint = layout.block_size, layout.model_fingerprint
+    other.layout_fingerprint = layout.fingerprint
+    other.layout.CopyFrom(layout.to_proto())
+    return other
+
+
 _ROLES = {
     WorkerRole.PREFILL: inference_pb2.WORKER_ROLE_PREFILL,
     WorkerRole.DECODE: inference_pb2.WORKER_ROLE_DECODE,
@@ -274,6 +290,8 @@ class FakeWorker:
             request_id=attempt.request_id,
             attempt=attempt.attempt,
             blocks=[transfer_pb2.TicketBlock(index=1, generation=1)],
+            layout_fingerprint=self.model.layout_fingerprint,
+            layout=self.model.layout,
         )
 
     async def _end(self, attempt: worker_pb2.AttemptId, reason: int, message: str = "") -> None:

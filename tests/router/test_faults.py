@@ -15,7 +15,7 @@ from baton.ids import WorkerId
 from baton.v1 import inference_pb2, worker_pb2
 from router.request import FinishReason
 from router.session import SessionOptions
-from tests.router.fake_worker import MODEL, FakeWorker, Hook, expected_tokens
+from tests.router.fake_worker import MODEL, FakeWorker, Hook, expected_tokens, model
 from tests.router.system import FAST, Answered, System, decode, prefill, running, spec, unified
 
 HELLO = tuple(b"hello")
@@ -290,26 +290,48 @@ async def test_a_worker_that_says_more_than_was_asked_for_is_cut_off() -> None:
             await system.generate("hello", max_tokens=3)
 
 
-async def test_a_worker_of_another_model_is_reported_and_not_used() -> None:
-    other = worker_pb2.ModelInfo()
-    other.CopyFrom(MODEL)
-    other.layout_fingerprint = b"else"
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (
+            model(model_fingerprint=b"retrained"),
+            "its model fingerprint is 7265747261696e65, the served one is 77656967687473",
+        ),
+        (model(num_layers=3), "its number of layers is 3, the served one is 2"),
+        (model(num_kv_heads=4), "its number of KV heads is 4, the served one is 2"),
+        (model(head_dim=4), "its width of a head is 4, the served one is 8"),
+        (worker_pb2.ModelInfo(name="tiny", block_size=4), "malformed: layout.num_layers is 0"),
+    ],
+)
+async def test_a_worker_of_another_model_is_reported_and_not_used(other: worker_pb2.ModelInfo, said: str) -> None:
     async with running(unified("U1")) as system:
         stranger = unified("U2", model=other)
         await system.add(stranger)
         await stranger.until(lambda: stranger.sessions > 0)
-        await system.until(lambda: len(system.relay.status()) == 2 and "layout" in system.relay.status()[1].detail)
+        await system.until(lambda: len(system.relay.status()) == 2 and said in system.relay.status()[1].detail)
         for _ in range(4):
             await system.generate("hello")
         assert not stranger.submits
-        status = system.relay.status()[1]
-        assert "its layout fingerprint is 656c7365, the served one is 6c61796f7574" in status.detail
+
+
+async def test_workers_of_another_block_size_and_dtype_serve_beside_each_other() -> None:
+    other = model(block_size=8, dtype="bfloat16")
+    async with running(prefill(), prefill("P2", model=other), decode(), decode("D2", model=other)) as system:
+        for _ in range(8):
+            assert (await system.generate("hello")).token_ids == expected_tokens(HELLO, 8)
+        pairs = {
+            (worker, fellow)
+            for worker, fellow in (("P", "D"), ("P2", "D2"))
+            if system[worker].submits or system[fellow].submits
+        }
+        assert pairs
+        for worker, fellow in pairs:
+            assert len(system[worker].submits) == len(system[fellow].submits), "like goes with like"
+        assert system.directory.lookups == 16, "one for each block size"
 
 
 async def test_a_stream_does_not_go_on_with_another_model_of_the_same_name() -> None:
-    other = worker_pb2.ModelInfo()
-    other.CopyFrom(MODEL)
-    other.model_fingerprint = b"retrained"
+    other = model(model_fingerprint=b"retrained")
     other.source = "elsewhere"
     async with running(unified(before_token=die_at(3))) as system:
         answer = asyncio.create_task(system.generate("hello"))

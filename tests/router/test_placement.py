@@ -11,20 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.ids import Incarnation, WorkerId
+from baton.layout import KVLayout, mismatch
 from router import placement
 from router.placement import Candidate, Need, Prefix, Role, State, Way, WorkerKey, place
 
-BLOCK = 16
+LAYOUT = KVLayout(2, 2, 16, 8, "bfloat16", b"weights")
+BLOCK = LAYOUT.block_size
 
 
 def worker(name: str, role: Role = Role.DECODE, **changes: object) -> Candidate:
     key = WorkerKey(WorkerId(name), Incarnation(1))
-    plain = Candidate(key, role, State.READY, max_prompt_len=100_000, available_blocks=10_000)
+    plain = Candidate(key, role, State.READY, max_prompt_len=100_000, layout=LAYOUT, available_blocks=10_000)
     return replace(plain, **changes)
 
 
 def need(num_tokens: int = 1000, **changes: object) -> Need:
-    return replace(Need(num_tokens, BLOCK, local_prefill_tokens=64), **changes)
+    return replace(Need(num_tokens, local_prefill_tokens=64), **changes)
 
 
 P, D = worker("P", Role.PREFILL), worker("D")
@@ -107,6 +109,7 @@ def test_with_its_prefix_fetched_a_short_rest_stays_on_the_decode_worker() -> No
     [
         {"cached_blocks": 15},  # 240 tokens
         {"state": State.UNREACHABLE},
+        {"layout": replace(LAYOUT, dtype="float32")},
     ],
 )
 def test_too_little_or_out_of_reach_is_not_fetched(changes: dict[str, object]) -> None:
@@ -116,9 +119,11 @@ def test_too_little_or_out_of_reach_is_not_fetched(changes: dict[str, object]) -
 
 
 def test_what_a_stream_brings_along_is_fetched_however_little_it_is() -> None:
-    placed = place([D], fetching(100, offered_blocks=2))
+    placed = place([D], fetching(100, offered_blocks=2, offered_layout=LAYOUT))
     assert placed.prefix == Prefix(None, 2)
-    assert place([replace(D, cached_blocks=2)], fetching(100, offered_blocks=2)).prefix is None
+    assert place([replace(D, cached_blocks=2)], fetching(100, offered_blocks=2, offered_layout=LAYOUT)).prefix is None
+    other = replace(LAYOUT, block_size=8)
+    assert place([D], fetching(100, offered_blocks=2, offered_layout=other)).prefix is None, "not block by block"
 
 
 def test_load_outweighs_a_small_prefix() -> None:
@@ -147,6 +152,53 @@ def test_a_placement_says_every_term_of_its_cost() -> None:
     assert str(placed) == "prefill on P[1007: compute=1000 queued=7], decode on D[132: transfer=100 streams=32]"
 
 
+def test_a_worker_is_paired_with_one_that_lays_out_blocks_as_it_does() -> None:
+    halves, floats = replace(LAYOUT, block_size=8), replace(LAYOUT, dtype="float32")
+    for other in (halves, floats):
+        placed = place([replace(P, layout=other), P2, D], need())
+        assert placed.prefill == P2.key
+        placed = place([P, D, replace(D2, layout=other, streams=1)], need())
+        assert placed.decode == D.key
+        placed = place(
+            [replace(P, layout=other), P2, replace(D, streams=1), replace(D2, layout=other, streams=1)], need()
+        )
+        assert (placed.prefill, placed.decode) in {(P.key, D2.key), (P2.key, D.key)}
+
+
+def test_of_those_that_differ_one_of_its_own_dtype_is_preferred() -> None:
+    halves, floats = replace(LAYOUT, block_size=8), replace(LAYOUT, dtype="float32")
+    placed = place([replace(P, layout=floats), replace(P2, layout=halves, queued_tokens=400), D], need())
+    assert placed.prefill == P2.key
+    assert placed.decode_score.terms == {
+        "transfer": 100.0, "queued": 0.0, "streams": 0.0, "room": 0.0, "relaying": 50.0, "converting": 0.0,
+    }  # fmt: skip
+
+
+def test_load_outweighs_a_difference_in_layout() -> None:
+    other = replace(P2, layout=replace(LAYOUT, dtype="float32"))
+    assert place([replace(P, queued_tokens=5000), other, D], need()).prefill == P2.key
+
+
+def test_a_decode_worker_that_no_prefill_worker_matches_computes_the_prompt_itself() -> None:
+    deeper = replace(P, layout=replace(LAYOUT, num_layers=3))
+    assert place([deeper, D], need()).way is Way.LOCAL
+    placed = place([deeper, D, replace(D2, layout=deeper.layout, streams=10)], need())
+    assert (placed.way, placed.prefill, placed.decode) == (Way.LOCAL, None, D.key), "computing costs the same"
+
+
+def test_cached_blocks_count_as_many_tokens_as_they_hold() -> None:
+    small = replace(P2, layout=replace(LAYOUT, block_size=8), cached_blocks=50)
+    assert place([replace(P, cached_blocks=49), small, D], need()).cached_tokens == 49 * 16
+    assert place([replace(P, cached_blocks=10), small, D], need()).cached_tokens == 50 * 8
+
+
+LAYOUTS = (
+    LAYOUT,
+    replace(LAYOUT, block_size=8),
+    replace(LAYOUT, dtype="float32"),
+    replace(LAYOUT, tp_size=2),
+    replace(LAYOUT, tp_size=2, tp_rank=1),
+)
 candidates = st.lists(
     st.builds(
         Candidate,
@@ -154,6 +206,7 @@ candidates = st.lists(
         role=st.sampled_from(Role),
         state=st.sampled_from(State),
         max_prompt_len=st.integers(0, 4000),
+        layout=st.sampled_from(LAYOUTS),
         streams=st.integers(0, 100),
         queued_tokens=st.integers(0, 10_000),
         available_blocks=st.integers(0, 300),
@@ -165,7 +218,6 @@ candidates = st.lists(
 needs = st.builds(
     Need,
     num_tokens=st.integers(1, 3000),
-    block_size=st.just(BLOCK),
     local_prefill_tokens=st.integers(0, 200),
     excluded=st.frozensets(
         st.builds(WorkerKey, st.sampled_from("abcdefgh").map(WorkerId), st.integers(1, 3).map(Incarnation))
@@ -189,13 +241,17 @@ def test_only_workers_that_can_serve_are_picked_and_one_is_picked_if_there_is_an
     assert can_serve(chosen)
     assert chosen.role is not Role.PREFILL
     assert (placed.way is Way.REMOTE) == (placed.prefill is not None)
-    missing = wanted.num_tokens - chosen.cached_blocks * BLOCK
+    missing = wanted.num_tokens - chosen.cached_blocks * chosen.layout.block_size
     if placed.prefill is None:
-        others = [c for c in workers if can_serve(c) and c.role is Role.PREFILL]
+        others = [
+            c for c in workers
+            if can_serve(c) and c.role is Role.PREFILL and not mismatch(c.layout, chosen.layout)
+        ]  # fmt: skip
         assert chosen.role is Role.UNIFIED or not others or max(missing, 1) <= wanted.local_prefill_tokens
     else:
         assert can_serve(by_key[placed.prefill])
         assert by_key[placed.prefill].role is Role.PREFILL
+        assert not mismatch(by_key[placed.prefill].layout, chosen.layout)
         assert chosen.role is Role.DECODE
         assert max(missing, 1) > wanted.local_prefill_tokens
     assert 0 <= placed.cached_tokens < wanted.num_tokens
@@ -216,7 +272,9 @@ def test_room_is_preferred_among_workers_of_one_kind(workers: list[Candidate], w
         ready = [c for c in decoders if c.state is State.READY and c.key not in wanted.excluded]
         fitting = [c for c in ready if c.max_prompt_len >= wanted.num_tokens]
         assert all(
-            c.available_blocks * BLOCK < max(wanted.num_tokens - c.cached_blocks * BLOCK, 1) + BLOCK for c in fitting
+            c.available_blocks * size < max(wanted.num_tokens - c.cached_blocks * size, 1) + size
+            for c in fitting
+            for size in [c.layout.block_size]
         )
 
 

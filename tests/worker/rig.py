@@ -24,6 +24,7 @@ from engine.scheduler import Scheduler, SchedulerLimits
 from kvtransfer.gate import ReadPermits
 from kvtransfer.landing import Landed, Landing
 from kvtransfer.memory import HostMemory
+from kvtransfer.reservation import Prompt
 from kvtransfer.source import SourceLedger
 from kvtransfer.ticket import Ticket
 from prefill_worker.handoff import Handoff
@@ -37,6 +38,7 @@ from worker.session import Session
 BLOCK = 4
 FINGERPRINT = b"model"
 LEASE = 10.0
+LAYOUT = KVLayout(1, 1, BLOCK, 1, "float32", FINGERPRINT)
 _EXECUTOR = ThreadPoolExecutor(1)
 
 
@@ -172,8 +174,17 @@ class ScriptedPuller:
     answered: asyncio.Event = field(default_factory=asyncio.Event)
     lends: int = 0
     """So many blocks the lender has, when it answers."""
+    own_dtype: bool = True
+    """Of what lands."""
 
-    def land(self, ticket: Ticket, id: AttemptId, destination: Sequence[BlockRef], first_missing: int) -> Landing:
+    def land(
+        self,
+        ticket: Ticket,
+        id: AttemptId,
+        destination: Sequence[BlockRef],
+        first_missing: int,
+        prompt: Prompt | None = None,
+    ) -> Landing:
         landing = Landing(id, lambda old, new: None)
         self.landings.append(landing)
         self.reserved.append(destination[first_missing:])
@@ -204,7 +215,7 @@ class ScriptedPuller:
             landing.land()
         assert landing.verify()
         token = next_token(list(prompt)) if first_token is None else first_token
-        landing.commit(Landed(token, len(blocks), 64 * len(blocks), 0.001, "shm"))
+        landing.commit(Landed(token, len(blocks), 64 * len(blocks), 0.001, "shm", own_dtype=self.own_dtype))
 
 
 def make_rig(kind: type[Handoff] | type[Admission], blocks: int = 32) -> Rig:
@@ -228,8 +239,8 @@ def make_rig(kind: type[Handoff] | type[Admission], blocks: int = 32) -> Rig:
 
 def _ledger(clock: Clock, blocks: int, on_terminal: Callable[[AttemptId], None]) -> SourceLedger:
     return SourceLedger(
-        memory=HostMemory.create(blocks, 64),
-        layout=KVLayout(1, 1, BLOCK, 4, "float32", FINGERPRINT),
+        memory=HostMemory.create(blocks, LAYOUT.block_bytes),
+        layout=LAYOUT,
         worker_id=WorkerId("p"),
         address="127.0.0.1:1",
         incarnation=Incarnation(7),
@@ -253,7 +264,7 @@ def ticket_of(hashes: Sequence[BlockHash], id: AttemptId, num_tokens: int = 0) -
         worker_id=WorkerId("p"),
         address="127.0.0.1:1",
         incarnation=Incarnation(7),
-        layout_fingerprint=bytes(16),
+        layout=LAYOUT,
         blocks=tuple(BlockRef(BlockIndex(i), Generation(1), h) for i, h in enumerate(hashes)),
         lease_seconds=10,
         num_tokens=num_tokens or len(hashes) * BLOCK,

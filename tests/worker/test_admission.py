@@ -78,6 +78,17 @@ async def test_a_good_handoff_goes_on_from_the_first_token(rig: Rig) -> None:
     rig.assert_idle()
 
 
+@pytest.mark.parametrize("own_dtype", [True, False])
+async def test_what_another_dtype_computed_is_not_cached_for_others(rig: Rig, own_dtype: bool) -> None:
+    await landing(rig)
+    rig.puller.own_dtype = own_dtype
+    rig.puller.commit(PROMPT)
+    await rig.settle()
+    assert rig.end() == worker_pb2.END_REASON_LENGTH
+    assert (rig.pool.counts().cached > 0) == own_dtype
+    rig.assert_idle()
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("turns", [0, 1, 2])
 async def test_a_cancel_at_any_moment_ends_it_once_and_frees_all(

@@ -26,7 +26,7 @@ async def rig() -> Rig:
 def claim(rig: Rig) -> Claimant:
     ticket = Ticket.from_proto(rig.events("ticket")[0].ticket)
     return rig.ledger.claim(
-        ClaimRequest(ticket.transfer_id, ticket.incarnation, ticket.id, ticket.layout_fingerprint, 0, WorkerId("d"))
+        ClaimRequest(ticket.transfer_id, ticket.incarnation, ticket.id, ticket.layout, 0, WorkerId("d"))
     )
 
 

@@ -227,9 +227,7 @@ async def test_cached_blocks_are_lent_until_they_are_released(rig: Rig) -> None:
     assert [block.hash for block in ticket.blocks] == NAMES
     assert ticket.num_tokens == 5 * BLOCK
     assert rig.pool.counts().offered == 5
-    claimant = rig.ledger.claim(
-        ClaimRequest(ticket.transfer_id, 7, ticket.id, ticket.layout_fingerprint, 0, WorkerId("other"))
-    )
+    claimant = rig.ledger.claim(ClaimRequest(ticket.transfer_id, 7, ticket.id, ticket.layout, 0, WorkerId("other")))
     sealed = await rig.ledger.announcement(claimant)
     assert isinstance(sealed, list)
     assert len(sealed) == 5
