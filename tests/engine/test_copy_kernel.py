@@ -5,12 +5,13 @@ from __future__ import annotations
 import mmap
 import random
 
-import numpy as np
 import pytest
 
 from engine.kernels.cpu.copy import BlockCopier
 from engine.kernels.cpu.library import Isa, Kernel, load_kernel
 from kvtransfer.checksum import block_checksum, copy_blocks
+from kvtransfer.memory import HostMemory
+from worker.copying import block_copier
 
 KERNEL = load_kernel()
 pytestmark = pytest.mark.skipif(KERNEL is None, reason="there is no C compiler")
@@ -55,8 +56,12 @@ def test_places_outside_of_the_pools_are_never_touched(pair: tuple[int, int]) ->
             BlockCopier(kernel(Isa.GENERIC))(source, target, 512, [(0, 0), outside], summed=True)
 
 
-def test_what_is_too_short_for_it_is_said_before() -> None:
+def test_what_is_too_short_for_it_goes_another_way_on_a_worker() -> None:
+    short, whole = memoryview(bytearray(range(240))), memoryview(bytearray(240))
     copier = BlockCopier(kernel(Isa.GENERIC))
-    assert copier.takes(241)
-    assert not copier.takes(240)
-    assert np.iinfo(np.uint64).max > block_checksum(bytes(240))  # which the library still takes
+    assert copier.least == 241
+    with pytest.raises(AssertionError, match="blocks of 240 bytes; at least 241"):
+        copier(short, whole, 240, [(0, 0)], summed=True)
+    on_worker = block_copier(HostMemory.create(1, 4096))
+    assert on_worker(short, whole, 240, [(0, 0)], summed=True) == [block_checksum(short)]
+    assert whole == short

@@ -134,7 +134,7 @@ def source(transport: str) -> Iterator[Source]:
 
 
 def mapped_pools() -> int:
-    gc.collect()  # of other tests, too
+    gc.collect()  # or those that other tests have left in cycles go at a moment of their own
     return Path("/proc/self/maps").read_text().count("/memfd:baton-kv")
 
 

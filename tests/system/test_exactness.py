@@ -12,8 +12,14 @@ import pytest
 from baton.client import Answer
 from baton.sampling import SamplingParams
 from tests.checkpoints import FAMILIES
+from tests.kvtransfer.transport_rigs import NixlRig
 from tests.system.conftest import Oracle, tokens
 from tests.system.harness import System, system
+
+ON_GPU = Path("/dev/nvidiactl").exists()
+NEIGHBOURS = "cuda_ipc" if ON_GPU else "shm"
+"""How blocks move between two workers of one machine."""
+NO_NIXL = ON_GPU or bool(NixlRig.missing())
 
 
 def mixed_prompts() -> list[tuple[int, ...]]:
@@ -42,15 +48,26 @@ async def ask(running: System, prompt: tuple[int, ...]) -> Answer:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "transport"),
+    [
+        *((family, transport) for family in FAMILIES for transport in (NEIGHBOURS, "tcp")),
+        pytest.param(
+            FAMILIES[0],
+            "nixl",
+            marks=pytest.mark.skipif(NO_NIXL, reason=NixlRig.missing() or "nixl moves pools of CPUs"),
+        ),
+    ],
+)
 async def test_64_requests_at_once_equal_transformers(
     family: str,
     transport: str,
     checkpoint: Callable[[str], Path],
     oracle: Oracle,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("UCX_NET_DEVICES", "lo")  # for nixl's
     prompts = mixed_prompts()
     # 3,012 tokens are 189 blocks: one long request fits, and all others must make room.
     flags = ["--kv-blocks=224", f"--transport={transport}", "--max-num-batched-tokens=512", "--lease-seconds=2"]

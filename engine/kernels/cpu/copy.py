@@ -15,12 +15,9 @@ class BlockCopier:
 
     def __init__(self, kernel: Kernel) -> None:
         self._copy = kernel.library.baton_copy_and_sum
-        self._least: int = kernel.library.baton_copy_least()
+        self.least: int = kernel.library.baton_copy_least()
+        """Bytes of the shortest block that it takes: of shorter ones the checksum is computed otherwise."""
         self._isa = int(kernel.isa)
-
-    def takes(self, block_bytes: int) -> bool:
-        """Shorter blocks have another checksum than is computed here."""
-        return block_bytes >= self._least
 
     def __call__(
         self,
@@ -33,7 +30,7 @@ class BlockCopier:
     ) -> list[int]:
         """Copies blocks from the first place, in `source`, to the second, in `target`. Returns the XXH3-64 of each as
         it was written; without `summed`, nothing."""
-        assert self.takes(block_bytes), f"blocks of {block_bytes} bytes; at least {self._least}"
+        assert block_bytes >= self.least, f"blocks of {block_bytes} bytes; at least {self.least}"
         places = np.array(pairs, np.int64)
         sums = np.empty(len(pairs) if summed else 0, np.uint64)
         copied = self._copy(
