@@ -11,10 +11,10 @@ from collections.abc import Iterable
 
 from tests.faults.proxy import Direction, Proxy
 from tests.faults.schedule import Fault, Kind
-from tests.faults.system import FaultySystem
+from tests.faults.system import FaultySystem, servers_of
 
 _BOTH = frozenset(Direction)
-_PARTS = (Kind.KILL, Kind.RESTART, Kind.STOP)
+_PARTS = (Kind.KILL, Kind.RESTART, Kind.STOP, Kind.PARTITION)
 
 
 class Injector:
@@ -57,6 +57,8 @@ class Injector:
                 await self._start_again(fault, signal.SIGTERM)
             case Kind.STOP:
                 await self._stop(fault)
+            case Kind.PARTITION:
+                await self._partition(fault)
             case _:
                 await self._break_link(fault, self._system.proxies[fault.target])
 
@@ -78,6 +80,19 @@ class Injector:
         await asyncio.sleep(fault.seconds)
         with contextlib.suppress(ProcessLookupError):  # killed meanwhile
             os.kill(pid, signal.SIGCONT)
+
+    async def _partition(self, fault: Fault) -> None:
+        own = [self._system.proxies[name] for name in servers_of(fault.target) if name in self._system.proxies]
+        others = [proxy for proxy in self._system.proxies.values() if proxy not in own]
+        for proxy in own:
+            proxy.stall(_BOTH)
+        for proxy in others:
+            proxy.stall(_BOTH, fault.target)
+        await asyncio.sleep(fault.seconds)
+        for proxy in own:
+            proxy.heal()
+        for proxy in others:
+            proxy.heal(fault.target)
 
     async def _break_link(self, fault: Fault, proxy: Proxy) -> None:
         match fault.kind:
