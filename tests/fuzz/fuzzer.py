@@ -38,9 +38,9 @@ class Report:
     """Logged, by logger."""
 
     def __str__(self) -> str:
-        total = self.knocks.total()
         return (
-            f"seed {self.seed}: {total:,} messages in {self.seconds:.0f} s, nothing broken, {self.lines.total()} lines logged ("
+            f"seed {self.seed}: {self.knocks.total():,} messages in {self.seconds:.0f} s, nothing broken, "
+            f"{self.lines.total()} lines logged ("
             + ", ".join(f"{count:,} {name}" for name, count in self.knocks.most_common())
             + ")"
         )
