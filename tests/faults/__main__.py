@@ -21,7 +21,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--requests", type=int, default=1000, help="how many are asked at least")
     parser.add_argument("--minutes", type=float, default=0.0, help="how long it goes on at least")
-    parser.add_argument("--mean-gap", type=float, default=1.6, help="seconds between two faults; some can not be")
+    parser.add_argument("--mean-gap", type=float, default=1.3, help="seconds between two faults; some can not be")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--prefill", type=int, default=2)
     parser.add_argument("--decode", type=int, default=2)

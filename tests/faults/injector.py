@@ -11,10 +11,11 @@ from collections.abc import Iterable
 
 from tests.faults.proxy import Direction, Proxy
 from tests.faults.schedule import Fault, Kind
-from tests.faults.system import FaultySystem
+from tests.faults.system import FaultySystem, servers_of
 
 _BOTH = frozenset(Direction)
-_PARTS = (Kind.KILL, Kind.RESTART, Kind.STOP)
+_ENDS = (Kind.KILL, Kind.RESTART)
+_PARTS = (Kind.KILL, Kind.RESTART, Kind.STOP, Kind.PARTITION)
 
 
 class Injector:
@@ -45,9 +46,18 @@ class Injector:
         await self._system.serves()
 
     def _possible(self, fault: Fault) -> bool:
+        if fault.kind in _ENDS and not self._can_be_spared(fault.target):
+            return False
         if fault.kind in _PARTS:
             return fault.target not in self._down and self._system.parts[fault.target].pid is not None
         return fault.target in self._system.proxies
+
+    def _can_be_spared(self, part: str) -> bool:
+        """The last of several workers of a role is not killed while the others start: on a busy machine that takes so
+        long that nobody would ever serve, which is a test of patience alone."""
+        role = part.rstrip("0123456789")
+        others = [name for name in self._system.workers if name.startswith(role) and name != part]
+        return not others or any(self._system.parts[name].ready.is_set() for name in others)
 
     async def _strike(self, fault: Fault) -> None:
         match fault.kind:
@@ -57,6 +67,8 @@ class Injector:
                 await self._start_again(fault, signal.SIGTERM)
             case Kind.STOP:
                 await self._stop(fault)
+            case Kind.PARTITION:
+                await self._partition(fault)
             case _:
                 await self._break_link(fault, self._system.proxies[fault.target])
 
@@ -78,6 +90,19 @@ class Injector:
         await asyncio.sleep(fault.seconds)
         with contextlib.suppress(ProcessLookupError):  # killed meanwhile
             os.kill(pid, signal.SIGCONT)
+
+    async def _partition(self, fault: Fault) -> None:
+        own = [self._system.proxies[name] for name in servers_of(fault.target) if name in self._system.proxies]
+        others = [proxy for proxy in self._system.proxies.values() if proxy not in own]
+        for proxy in own:
+            proxy.stall(_BOTH)
+        for proxy in others:
+            proxy.stall(_BOTH, fault.target)
+        await asyncio.sleep(fault.seconds)
+        for proxy in own:
+            proxy.heal()
+        for proxy in others:
+            proxy.heal(fault.target)
 
     async def _break_link(self, fault: Fault, proxy: Proxy) -> None:
         match fault.kind:

@@ -17,6 +17,8 @@ class Kind(Enum):
     """SIGTERM, and a start at the same address once it has ended."""
     STOP = "stop"
     """SIGSTOP, and SIGCONT after `seconds`."""
+    PARTITION = "partition"
+    """Nothing passes between it and anybody for `seconds`, and nothing closes."""
     CUT = "cut"
     """What `client` has open to the target is reset."""
     TEAR = "tear"
@@ -31,8 +33,11 @@ class Kind(Enum):
     """Whatever passes between the two takes longer, for `seconds`."""
 
 
-_OF_PARTS = {"worker": {Kind.KILL: 4, Kind.RESTART: 1, Kind.STOP: 4}, "router": {Kind.KILL: 1, Kind.STOP: 1},
-             "redis": {Kind.KILL: 1, Kind.STOP: 1}}  # fmt: skip
+_OF_PARTS = {
+    "worker": {Kind.KILL: 4, Kind.RESTART: 1, Kind.STOP: 4, Kind.PARTITION: 3},
+    "router": {Kind.KILL: 1, Kind.STOP: 1},
+    "redis": {Kind.KILL: 1, Kind.STOP: 1},
+}
 _OF_LINKS = {Kind.CUT: 3, Kind.TEAR: 3, Kind.HALF_CLOSE: 2, Kind.STALL: 4, Kind.DEAF: 2, Kind.DELAY: 3}
 _LINKS_SHARE = 0.5
 

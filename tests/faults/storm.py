@@ -83,7 +83,7 @@ async def storm(
     directory: Path,
     *,
     enough: Callable[[int, float], bool],
-    mean_gap: float = 1.6,
+    mean_gap: float = 1.3,
     without: Collection[Kind] = (),
     say: Callable[[str], None],
 ) -> Summary:

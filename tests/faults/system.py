@@ -178,6 +178,11 @@ class FaultySystem:
         return owner(address, {name: part.pid for name, part in self.parts.items() if part.pid is not None})
 
 
+def servers_of(worker: str) -> tuple[str, str]:
+    """Names of its ports among links."""
+    return worker, DATA.format(worker)
+
+
 def held(worker: str, page: str, total: int) -> list[str]:
     """What its /metrics say that an idle worker must not have."""
     blocks = metric_by_label(page, "baton_kv_blocks", "state")

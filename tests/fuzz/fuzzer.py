@@ -34,13 +34,13 @@ class Report:
     seed: int
     knocks: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
-    lines: int = 0
-    """Logged."""
+    lines: Counter[str] = field(default_factory=Counter)
+    """Logged, by logger."""
 
     def __str__(self) -> str:
-        total = self.knocks.total()
         return (
-            f"seed {self.seed}: {total:,} messages in {self.seconds:.0f} s, nothing broken, {self.lines} lines logged ("
+            f"seed {self.seed}: {self.knocks.total():,} messages in {self.seconds:.0f} s, nothing broken, "
+            f"{self.lines.total()} lines logged ("
             + ", ".join(f"{count:,} {name}" for name, count in self.knocks.most_common())
             + ")"
         )
@@ -51,10 +51,10 @@ class _Lines(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self.count = 0
+        self.by: Counter[str] = Counter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.count += 1
+        self.by[record.name] += 1
 
 
 async def fuzz(seed: int, count: int, say: Callable[[str], None], every: float = 10.0) -> Report:
@@ -75,8 +75,8 @@ async def fuzz(seed: int, count: int, say: Callable[[str], None], every: float =
                         await _at(each, each.rest(), seed, number)
                 if time.monotonic() - told >= every:
                     told = time.monotonic()
-                    say(f"{told - began:6.0f} s: {number + 1:,} of {count:,} messages, {lines.count} lines logged")
-        report.lines = lines.count
+                    say(f"{told - began:6.0f} s: {number + 1:,} of {count:,} messages, {lines.by.total()} lines logged")
+        report.lines = lines.by
     report.seconds = time.monotonic() - began
     return report
 
