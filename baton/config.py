@@ -15,7 +15,7 @@ __all__ = ["parse", "to_argv"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
-TRANSPORTS = ("auto", "shm", "tcp")
+TRANSPORTS = ("auto", "shm", "tcp", "cuda_ipc", "nixl")
 GPU_MEMORY_UTILIZATION = 0.9
 
 _PORT: dict[str, Any] = {"check": lambda value: 0 <= value <= 65535, "right": "between 0 (pick a free one) and 65535"}
@@ -67,7 +67,11 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class TransferConfig:
-    transport: str = setting("auto", "how blocks move; auto: shm on one host, tcp else", choices=TRANSPORTS)
+    transport: str = setting(
+        "auto",
+        "how blocks move; auto: cuda_ipc on one GPU, shm on one host, tcp else; nixl only where asked for",
+        choices=TRANSPORTS,
+    )
     lease_seconds: float = setting(10.0, "how long offered blocks wait for a claim or its renewal", **at_least(0.1))
 
 
@@ -125,6 +129,11 @@ class RoutingConfig:
     local_prefill_tokens: int = setting(
         64,
         "an uncached prompt suffix of at most so many tokens is prefilled on the decode worker",
+        **at_least(0),
+    )
+    fetch_prefix_tokens: int = setting(
+        256,
+        "least tokens of a prompt's beginning that are fetched from a worker which holds them; 0: never",
         **at_least(0),
     )
     request_timeout_seconds: float = setting(600.0, "deadline of requests that bring none", **at_least(0.001))

@@ -122,6 +122,11 @@ class TransferMetrics:
         )
         self.ended = metrics._counter("baton_kv_transfers_ended", "Block sets by terminal state.", "state")
         self.bytes = metrics._counter("baton_kv_transfer_bytes", "Bytes of KV blocks pulled.", "transport")
+        self.hidden_bytes = metrics._counter(
+            "baton_kv_transfer_hidden_bytes",
+            "Of the bytes pulled, those that had landed when their source had computed the whole prompt.",
+            "transport",
+        )
         self.relaid_bytes = metrics._counter(
             "baton_kv_relaid_bytes", "Of those pulled: bytes that came in another layout and were re-laid."
         )
@@ -136,6 +141,9 @@ class TransferMetrics:
 
 class WorkerMetrics:
     def __init__(self, metrics: Metrics) -> None:
+        self.prefix_fetches = metrics._counter(
+            "baton_prefix_fetches", "Beginnings of prompts asked for at another worker.", "outcome"
+        )
         self.stale_messages = metrics._counter(
             "baton_stale_messages", "Messages of an attempt or incarnation that is over.", "kind"
         )
@@ -146,6 +154,9 @@ class RouterMetrics:
         self.requests_open = metrics._gauge("baton_requests_open", "Requests that have had no terminal reply yet.")
         self.requests_resumed = metrics._counter(
             "baton_requests_resumed", "Times a stream went on after its worker or its handoff was lost."
+        )
+        self.requests_moved = metrics._counter(
+            "baton_requests_moved", "Times a stream went on elsewhere because its worker was draining."
         )
         self.placements = metrics._counter("baton_placements", "Requests placed, by way.", "way")
         self.predicted_cached_tokens = metrics._counter(

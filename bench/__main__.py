@@ -1,4 +1,4 @@
-"""`python -m bench engine|serve`: where `baton bench` ends up, which itself loads neither torch nor aiohttp."""
+"""`python -m bench COMMAND`: where `baton bench` ends up, which itself loads neither torch nor aiohttp."""
 
 from __future__ import annotations
 
@@ -25,11 +25,19 @@ def _run(command: str, argv: Sequence[str]) -> int:
             from bench import offline
 
             return offline.main(argv)
+        if command == "transfer":
+            from bench import transfer
+
+            return transfer.main(argv)
+        if command == "handoff":
+            from bench import handoff
+
+            return handoff.main(argv)
         from bench import online
 
         return online.main(argv)
     except ModuleNotFoundError as error:
-        extra = "worker" if command == "engine" else "router"
+        extra = "router" if command == "serve" else "worker"
         raise ConfigError(f"{error.name} is not installed; it comes with `pip install 'baton[{extra}]'`") from error
 
 

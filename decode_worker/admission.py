@@ -8,6 +8,9 @@ Blocks are reserved before anything is claimed, and only for a ticket, which a l
 another worker is waited for without an end. While there is no room, the offer is kept alive; what takes the room are
 streams that need no other worker, so they end, and no circle of waiting exists. A landing that fails is reported, never
 repaired in silence: the router goes on with the request as a new attempt.
+
+What a decode worker lends, and what it fetches before it computes a prompt itself, is like any worker's:
+worker/lending.py, worker/fetching.py. A stream that is asked to move ends here, and its blocks are lent.
 """
 
 from __future__ import annotations
@@ -28,15 +31,22 @@ from engine.messages import (
     Ended,
     EndReason,
     FreeQuarantined,
+    Lent,
+    MoveAway,
+    Offered,
     RequestEvent,
     Reserved,
+    Tokens,
 )
 from kvtransfer.destination import Puller
-from kvtransfer.landing import Landed, Landing
+from kvtransfer.landing import Landing
 from kvtransfer.reservation import Prompt
 from kvtransfer.ticket import Ticket
 from worker.core import WorkerCore
+from worker.fetching import Fetching
+from worker.lending import Lending
 from worker.role import SendCommand
+from worker.wire import PrefixSource, landed_event, ticket_event
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +62,8 @@ class _Arrival:
     reserved: bool = False
     """Blocks of ours are kept for it."""
     landing: Landing | None = None
+    moves: bool = False
+    """It is to go on elsewhere once its blocks are committed."""
 
 
 class Admission:
@@ -59,16 +71,21 @@ class Admission:
 
     tasks = frozenset({worker_pb2.TASK_RECEIVE, worker_pb2.TASK_LOCAL})
 
-    def __init__(self, core: WorkerCore, puller: Puller, send: SendCommand) -> None:
+    def __init__(
+        self, core: WorkerCore, puller: Puller, lending: Lending, fetching: Fetching, send: SendCommand
+    ) -> None:
         self._core = core
         self._puller = puller
+        self._lending = lending
+        self._fetching = fetching
         self._send = send
         self._arrivals: dict[AttemptId, _Arrival] = {}
+        self._moving: dict[AttemptId, bool] = {}  # whether it has been cancelled since
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def submit(self, task: worker_pb2.Task.ValueType, request: AddRequest) -> None:
+    def submit(self, task: worker_pb2.Task.ValueType, request: AddRequest, prefix: PrefixSource | None = None) -> None:
         if task == worker_pb2.TASK_LOCAL:
-            self._send(request)
+            self._fetching.submit(request, prefix)
         else:
             self._arrivals[request.id] = _Arrival(request)
 
@@ -88,7 +105,11 @@ class Admission:
     def cancel(self, request_id: AttemptId, reason: EndReason, message: str) -> None:
         arrival = self._arrivals.get(request_id)
         if arrival is None:
+            self._fetching.cancel(request_id)
             self._send(Abort(request_id, reason, message))
+            self._lending.abort(request_id)
+            if request_id in self._moving:  # its offer may be on its way from the engine
+                self._moving[request_id] = True
         elif arrival.landing is not None:
             self._give_up(arrival.landing, reason, message)
         elif arrival.ticket is not None:
@@ -97,26 +118,54 @@ class Admission:
             del self._arrivals[request_id]
             self._core.end(request_id, reason, message)
 
+    def move(self, request_id: AttemptId) -> None:
+        arrival = self._arrivals.get(request_id)
+        if arrival is not None:
+            arrival.moves = True
+        elif request_id not in self._moving:
+            self._moving[request_id] = False
+            self._fetching.cancel(request_id)
+            self._send(MoveAway(request_id))
+
     def on_event(self, event: RequestEvent) -> None:
         arrival = self._arrivals.get(event.id)
-        if arrival is None:
-            return
-        if isinstance(event, Reserved):
-            assert arrival.ticket is not None, "the engine hears of a request with its ticket"
-            self._stop_keeping(arrival)
-            arrival.reserved = True
-            prompt = Prompt(arrival.request.token_ids, arrival.request.cache_salt)
-            landing = self._puller.land(arrival.ticket, event.id, event.blocks, event.first_missing, prompt)
-            arrival.landing = landing
-            self._spawn(self._follow(landing))
-        elif isinstance(event, Ended):
-            if arrival.landing is None:
-                self._let_go(event.id)
-            else:
-                arrival.landing.cancel()  # and _follow lets go when nobody writes any more
+        match event:
+            case Lent():
+                self._lending.on_lent(event)
+            case Offered():
+                self._offer_moved(event)
+            case Reserved() if arrival is not None:
+                self._receive(arrival, event)
+            case Reserved():
+                self._fetching.on_reserved(event)
+            case Tokens():
+                self._fetching.on_settled(event.id)
+            case Ended():
+                self._fetching.on_settled(event.id)
+                self._moving.pop(event.id, None)
+                if arrival is not None and arrival.landing is not None:
+                    arrival.landing.cancel()  # and _follow lets go when nobody writes any more
+                elif arrival is not None:
+                    self._let_go(event.id)
 
     def holds(self, request_id: AttemptId) -> bool:
-        return request_id in self._arrivals
+        return (
+            request_id in self._arrivals or self._fetching.holds(request_id) or self._lending.holds(request_id)
+        )  # fmt: skip
+
+    async def drain(self, seconds: float) -> None:
+        await self._lending.drain(seconds)
+
+    def set_over(self, request_id: AttemptId) -> None:
+        """A block set that was lent is in a terminal state and nobody reads its blocks."""
+        if self._lending.set_over(request_id):
+            self._core.let_go(request_id)
+
+    def _offer_moved(self, event: Offered) -> None:
+        ticket = self._lending.on_moved(event)
+        self._core.tell(ticket_event(event.id, ticket))
+        if self._moving.get(event.id):
+            self._lending.abort(event.id)
 
     # --- offers
 
@@ -133,6 +182,14 @@ class Admission:
 
     # --- landings
 
+    def _receive(self, arrival: _Arrival, event: Reserved) -> None:
+        assert arrival.ticket is not None, "the engine hears of a request with its ticket"
+        self._stop_keeping(arrival)
+        arrival.reserved = True
+        prompt = Prompt(arrival.request.token_ids, arrival.request.cache_salt)
+        arrival.landing = self._puller.land(arrival.ticket, event.id, event.blocks, event.first_missing, prompt)
+        self._spawn(self._follow(arrival.landing))
+
     async def _follow(self, landing: Landing) -> None:
         try:
             landed = await landing.done()
@@ -143,14 +200,18 @@ class Admission:
             await landing.drained()
             self._let_go(landing.id)
             return
-        if landed.first_token >= self._core.vocab_size:
-            message = f"the source's first token, {landed.first_token}, is not in the vocabulary"
+        token = landed.first_token
+        if token is None or token >= self._core.vocab_size:
+            what = "gave no first token" if token is None else f"gave {token} as first token, which is not a token"
+            message = f"the source {what}"
             self._give_up(landing, EndReason.HANDOFF_FAILED, message)
             self._let_go(landing.id)
             return
-        del self._arrivals[landing.id]
-        self._send(Commit(landing.id, landed.first_token, shareable=landed.own_dtype))
-        self._core.tell(_landed_event(landing.id, landed))
+        moves = self._arrivals.pop(landing.id).moves
+        self._send(Commit(landing.id, token, shareable=landed.own_dtype))
+        self._core.tell(landed_event(landing.id, landed))
+        if moves:
+            self.move(landing.id)
         self._core.let_go(landing.id)  # it may have been cancelled in this very moment
 
     def _give_up(self, landing: Landing, reason: EndReason, message: str) -> None:
@@ -171,12 +232,3 @@ class Admission:
         self._tasks.add(task)  # the loop keeps only weak references
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _landed_event(request_id: AttemptId, landed: Landed) -> worker_pb2.RequestEvent:
-    return worker_pb2.RequestEvent(
-        id=worker_pb2.AttemptId(request_id=request_id.request_id, attempt=request_id.attempt),
-        landed=worker_pb2.Landed(
-            seconds=landed.seconds, blocks=landed.blocks, bytes=landed.bytes, transport=landed.transport
-        ),
-    )

@@ -110,6 +110,10 @@ class BlockPool:
             raise InternalError(f"block {block} is listed under a name it does not bear")
         return block if name[1] == tuple(token_ids) else None
 
+    def find_named(self, block_hash: BlockHash) -> BlockIndex | None:
+        """The block of that name, for one who knows its tokens by the name alone."""
+        return self._by_hash.get(block_hash)
+
     # --- holds
 
     def take(self, count: int, hold: Hold) -> list[BlockIndex]:

@@ -44,6 +44,7 @@ class Holdings:
         self._pool.hold([*hits, *shared], Hold.ACTIVE)
         request.blocks = hits + self._pool.take(self._blocks_of(len(request.tokens)) - len(hits), hold)
         request.num_hit_blocks = len(hits)
+        request.num_landing_blocks = len(request.blocks) - len(hits) if hold is Hold.LANDING else 0
         request.num_computed = request.num_planned = len(hits) * self._block_size
         if shared:
             self.forget_swapped(request)
@@ -186,9 +187,29 @@ class Holdings:
 
     # --- blocks that another worker may read
 
-    def offer(self, request: Request) -> None:
-        self._pool.hold(request.blocks, Hold.OFFERED)
-        self._offered[request.id] = list(request.blocks)
+    def offer(self, request: Request, num_blocks: int) -> None:
+        """The request's first `num_blocks`."""
+        self._hold_offered(request.id, request.blocks[:num_blocks])
+
+    def lend(self, request_id: AttemptId, hashes: Sequence[BlockHash]) -> tuple[BlockRef, ...]:
+        """Holds those of the named blocks, from the first on, that are here. Empty, and nothing held, where there are
+        none, or where the id has an offer already."""
+        blocks: list[BlockIndex] = []
+        for block_hash in hashes if request_id not in self._offered else ():
+            block = self._pool.find_named(block_hash)
+            if block is None:
+                break
+            blocks.append(block)
+        if blocks:
+            self._hold_offered(request_id, blocks)
+        return tuple(map(self._pool.ref, blocks, hashes))
+
+    def has_offer(self, request_id: AttemptId) -> bool:
+        return request_id in self._offered
+
+    def _hold_offered(self, request_id: AttemptId, blocks: list[BlockIndex]) -> None:
+        self._pool.hold(blocks, Hold.OFFERED)
+        self._offered[request_id] = blocks
 
     def end_offer(self, request_id: AttemptId) -> bool:
         """False: there is no such offer."""
@@ -199,22 +220,38 @@ class Holdings:
 
     # --- blocks that a transfer writes
 
-    def commit(self, request: Request, *, shareable: bool) -> None:
-        """What has landed is verified: from here on it is as if computed here, but that it may not be for others."""
+    def expect(self, request: Request, end: int) -> None:
+        """Of the request's blocks, those before position `end` that were not found are to be landed in."""
+        landing = request.blocks[request.num_hit_blocks : end]
+        request.num_landing_blocks = len(landing)
+        self._pool.move(landing, Hold.ACTIVE, Hold.LANDING)
+
+    def commit(self, request: Request, num_blocks: int, *, shareable: bool) -> None:
+        """What has landed in the blocks before position `num_blocks` is verified: from here on it is as if computed
+        here, but that it may not be for others. In the blocks behind nothing will land any more."""
         request.shareable = shareable
-        self._pool.move(request.blocks[request.num_hit_blocks :], Hold.LANDING, Hold.ACTIVE)
-        request.num_planned = len(request.tokens)
-        self.computed(request, len(request.tokens))
+        self._pool.move(self._take_landing(request), Hold.LANDING, Hold.ACTIVE)
+        request.num_planned = min(num_blocks * self._block_size, len(request.tokens))
+        self.computed(request, request.num_planned)
 
     def drop_landing(self, request: Request, *, in_flight: bool) -> None:
-        """What has landed is not wanted. In flight, a writer may still come: the blocks are quarantined."""
-        landing = request.blocks[request.num_hit_blocks :]
+        """What has landed is not wanted. In flight, a writer may still come: the blocks are quarantined. Those behind
+        them go with it: a request has no gaps."""
+        behind = request.blocks[request.num_hit_blocks + request.num_landing_blocks :]
+        landing = self._take_landing(request)
         del request.blocks[request.num_hit_blocks :]
+        self._pool.drop(behind, Hold.ACTIVE)
         if in_flight:
             self._pool.move(landing, Hold.LANDING, Hold.QUARANTINED)
             self._quarantined[request.id] = landing
         else:
             self._pool.drop(landing, Hold.LANDING)
+
+    def _take_landing(self, request: Request) -> list[BlockIndex]:
+        first = request.num_hit_blocks
+        landing = request.blocks[first : first + request.num_landing_blocks]
+        request.num_landing_blocks = 0
+        return landing
 
     def end_quarantine(self, request_id: AttemptId) -> bool:
         """False: there is nothing quarantined under this id."""

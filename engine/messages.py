@@ -8,6 +8,14 @@ PREFILL    AddRequest ► Offered ► Sealed… ────────► Toke
 RECEIVE    AddRequest ► Reserved                            Commit ► Tokens… ► Ended
                         └ or DropLanding(in_flight) ► Ended; FreeQuarantined ► (blocks go)
 
+LOCAL and PREFILL may have the beginning of their prompt fetched from another worker that holds it (num_fetch_blocks):
+
+           AddRequest ► Reserved    CommitPrefix(num_blocks) ► as above, with so many blocks less to compute
+                        └ or DropPrefix, where a writer is left ► as above; FreeQuarantined ► (blocks go)
+
+And other workers may read what nobody prefilled for them: Lend ► Lent, for blocks that are cached; MoveAway ► Offered ►
+Ended(MOVED), for those of a stream that goes on elsewhere. Both end with ReleaseOffer.
+
 Every AddRequest gets exactly one Ended. Abort may come at any time; it marks, and blocks that others may
 still read or write stay until ReleaseOffer, DropLanding or FreeQuarantined names them.
 """
@@ -43,6 +51,8 @@ class EndReason(Enum):
     HANDOFF_FAILED = "handoff_failed"
     UNAVAILABLE = "unavailable"
     """This engine can't go on with it; another may."""
+    MOVED = "moved"
+    """It was asked to go on elsewhere; what is computed is offered."""
 
 
 # --- commands
@@ -58,6 +68,9 @@ class AddRequest:
     sampling: SamplingParams
     """With max_tokens and seed filled in."""
     cache_salt: bytes = b""
+    num_fetch_blocks: int = 0
+    """The prompt's first so many blocks can be had from another worker: those that are not cached here are reserved
+    for that. 0 for a request that receives them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +116,53 @@ class FreeQuarantined:
     id: AttemptId
 
 
-Command = AddRequest | Abort | ReleaseOffer | Commit | DropLanding | FreeQuarantined
+@dataclass(frozen=True, slots=True)
+class CommitPrefix:
+    """Of a fetched prefix, the first `num_blocks` blocks may be read, and nobody writes the others any more: they are
+    computed."""
+
+    id: AttemptId
+    num_blocks: int
+    shareable: bool = True
+    """As for Commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class DropPrefix:
+    """The fetch failed, and a writer may still reach the blocks: they are quarantined until FreeQuarantined. The
+    request goes on with others."""
+
+    id: AttemptId
+
+
+@dataclass(frozen=True, slots=True)
+class Lend:
+    """Another worker asks for these blocks by name; `id` is its request's."""
+
+    id: AttemptId
+    hashes: tuple[BlockHash, ...]
+    """Parents before children."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoveAway:
+    """The request is to go on elsewhere: it ends here, and the blocks that it has filled are offered."""
+
+    id: AttemptId
+
+
+Command = (
+    AddRequest
+    | Abort
+    | ReleaseOffer
+    | Commit
+    | DropLanding
+    | FreeQuarantined
+    | CommitPrefix
+    | DropPrefix
+    | Lend
+    | MoveAway
+)
 
 
 # --- events
@@ -128,7 +187,8 @@ class Sealed:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """Blocks for all tokens of a RECEIVE request. Those before position `first_missing` hold their KV."""
+    """Blocks for all tokens of a RECEIVE request, or for the prefix that is to be fetched. Those before position
+    `first_missing` hold their KV."""
 
     id: AttemptId
     blocks: tuple[BlockRef, ...]
@@ -166,7 +226,16 @@ class BlocksEvicted:
     hashes: tuple[BlockHash, ...]
 
 
-RequestEvent = Offered | Sealed | Reserved | Tokens | Ended
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """Answers Lend: those of the blocks, from the first on, that are here. They stay until ReleaseOffer; where there
+    are none, nothing is held."""
+
+    id: AttemptId
+    blocks: tuple[BlockRef, ...]
+
+
+RequestEvent = Offered | Sealed | Reserved | Tokens | Ended | Lent
 Event = RequestEvent | BlocksStored | BlocksEvicted
 
 

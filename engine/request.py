@@ -21,6 +21,7 @@ class Phase(Enum):
        │      SWAPPED ► RUNNING
        └─ or, with nothing swapped out, back to WAITING
     WAITING ► RECEIVING ► RUNNING ► ENDED            RECEIVE; once committed it is like any other
+                  └► or, where a fetched prefix did not come, back to WAITING
     """
 
     WAITING = "waiting"
@@ -61,6 +62,10 @@ class Request:
     """Prompt tokens found in the prefix cache at first admission; None before it."""
     num_hit_blocks: int = 0
     """The first so many of `blocks` were found in the prefix cache at the last admission."""
+    num_landing_blocks: int = 0
+    """So many behind these are being written by a transfer."""
+    fetches: bool = False
+    """Whether the beginning of its prompt is still to be had from another worker."""
     swapped: list[SwapSlot] = field(default_factory=list)
     """Where the KV of its first `num_swapped` tokens is in host memory, block by block."""
     num_swapped: int = 0

@@ -33,12 +33,17 @@ from engine.messages import (
     AddRequest,
     Command,
     Commit,
+    CommitPrefix,
     DropLanding,
+    DropPrefix,
     Ended,
     EndReason,
     Event,
     FreeQuarantined,
+    Lend,
+    Lent,
     Load,
+    MoveAway,
     Offered,
     ReleaseOffer,
     Reserved,
@@ -100,6 +105,10 @@ class Scheduler:
             Commit: self._on_commit,
             DropLanding: self._on_drop_landing,
             FreeQuarantined: self._on_free_quarantined,
+            CommitPrefix: self._on_commit_prefix,
+            DropPrefix: self._on_drop_prefix,
+            Lend: self._on_lend,
+            MoveAway: self._on_move_away,
         }
 
     # --- the step
@@ -260,22 +269,37 @@ class Scheduler:
             request.num_cached = min(request.num_planned, request.add.num_prompt_tokens)
             self.counters.prefix_queries += len(request.tokens)
             self.counters.prefix_hits += request.num_planned
-        if receives:
+        fetch_end = self._fetch_end(request)
+        if receives or fetch_end > request.num_hit_blocks:
+            if not receives:
+                self._holdings.expect(request, fetch_end)
             request.phase = Phase.RECEIVING
             self._batch.num_receiving += 1
-            self._events.append(Reserved(request.id, self._holdings.refs(request), request.num_hit_blocks))
+            blocks = self._holdings.refs(request)
+            expected = blocks if receives else blocks[:fetch_end]
+            self._events.append(Reserved(request.id, expected, request.num_hit_blocks))
             return True
         self._step.add_moves(request, moves)
-        self._batch.start(request)
-        if request.task is Task.PREFILL and first_time:
-            self._offer(request)
+        self._start(request)
         return True
 
-    def _offer(self, request: Request) -> None:
-        self._holdings.offer(request)
-        self._events.append(Offered(request.id, self._holdings.refs(request), len(request.tokens)))
-        if request.num_hit_blocks:
-            self._events.append(Sealed(request.id, request.num_hit_blocks))
+    def _fetch_end(self, request: Request) -> int:
+        """Up to which of its blocks it asks another worker. It does so once: what does not come is computed."""
+        wanted = request.add.num_fetch_blocks if request.fetches else 0
+        request.fetches = False
+        return min(wanted, self._reusable_tokens(request) // self.limits.block_size)
+
+    def _start(self, request: Request) -> None:
+        """It has its blocks, and nobody else writes them."""
+        self._batch.start(request)
+        if request.task is Task.PREFILL:  # never preempted, so it starts once
+            self._offer(request, len(request.blocks), len(request.tokens))
+
+    def _offer(self, request: Request, num_blocks: int, num_tokens: int) -> None:
+        self._holdings.offer(request, num_blocks)
+        self._events.append(Offered(request.id, self._holdings.refs(request)[:num_blocks], num_tokens))
+        if sealed := request.num_computed // self.limits.block_size:
+            self._events.append(Sealed(request.id, sealed))
 
     def _stop_running(self, request: Request, phase: Phase) -> None:
         """What it holds goes now, or when the last step in flight that uses it is done."""
@@ -358,7 +382,8 @@ class Scheduler:
             self._events.append(Ended(command.id, EndReason.INVALID, message))
             return
         root = root_hash(self.limits.model_fingerprint, salt=command.cache_salt)
-        self._requests[command.id] = request = Request(command, list(command.token_ids), root)
+        request = Request(command, list(command.token_ids), root, fetches=command.num_fetch_blocks > 0)
+        self._requests[command.id] = request
         self._waiting.append(request)
 
     def _on_abort(self, command: Abort) -> None:
@@ -377,7 +402,7 @@ class Scheduler:
         request = self._open(command.id, Phase.RECEIVING)
         if request is None:
             return
-        self._holdings.commit(request, shareable=command.shareable)
+        self._holdings.commit(request, len(request.blocks), shareable=command.shareable)
         self._batch.num_receiving -= 1
         self._batch.start(request)
         self._append(request, command.first_token)
@@ -392,6 +417,40 @@ class Scheduler:
     def _on_free_quarantined(self, command: FreeQuarantined) -> None:
         if not self._holdings.end_quarantine(command.id):
             self.counters.stale_commands += 1
+
+    def _on_commit_prefix(self, command: CommitPrefix) -> None:
+        request = self._open(command.id, Phase.RECEIVING)
+        if request is None:
+            return
+        num_blocks = max(command.num_blocks, request.num_hit_blocks)
+        self._holdings.commit(request, num_blocks, shareable=command.shareable)
+        request.num_cached = min(request.num_planned, request.add.num_prompt_tokens)
+        self._batch.num_receiving -= 1
+        self._start(request)
+
+    def _on_drop_prefix(self, command: DropPrefix) -> None:
+        request = self._open(command.id, Phase.RECEIVING)
+        if request is None:
+            return
+        self._holdings.drop_landing(request, in_flight=True)
+        self._holdings.release(request)
+        self._batch.num_receiving -= 1
+        request.num_cached, request.phase = None, Phase.WAITING
+        self._waiting.appendleft(request)
+
+    def _on_lend(self, command: Lend) -> None:
+        self._events.append(Lent(command.id, self._holdings.lend(command.id, command.hashes)))
+
+    def _on_move_away(self, command: MoveAway) -> None:
+        request = self._open(command.id)
+        if request is None:
+            return
+        if request.phase is Phase.RECEIVING:
+            self._holdings.drop_landing(request, in_flight=True)
+        full = request.num_computed // self.limits.block_size
+        if request.phase is Phase.RUNNING and full and not self._holdings.has_offer(request.id):
+            self._offer(request, full, full * self.limits.block_size)
+        self._end(request, EndReason.MOVED, "the worker is draining")
 
     def _open(self, request_id: AttemptId, phase: Phase | None = None) -> Request | None:
         """The request, if it has not ended and is in `phase`; else the command about it is counted as stale."""

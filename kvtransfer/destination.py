@@ -17,8 +17,8 @@ from contextlib import AsyncExitStack
 import grpc.aio
 
 from baton.clock import Clock
-from baton.errors import HandoffFailed, InternalError, PeerLost, RequestCancelled, VerifyFailed
-from baton.ids import AttemptId, BlockRef, WorkerId
+from baton.errors import HandoffFailed, InternalError, LayoutMismatch, PeerLost, RequestCancelled, VerifyFailed
+from baton.ids import AttemptId, BlockHash, BlockRef, WorkerId
 from baton.layout import KVLayout
 from baton.metrics import TransferMetrics
 from baton.rpc import OpenChannel, open_channel
@@ -31,7 +31,8 @@ from kvtransfer.landing import Landed, Landing
 from kvtransfer.lifetimes import LIVE, DestinationState
 from kvtransfer.memory import PoolMemory
 from kvtransfer.pull import Pull, first_of
-from kvtransfer.refusal import refusal_error
+from kvtransfer.refusal import RefusalReason, Refusals, refusal_error
+from kvtransfer.relayout import Share
 from kvtransfer.reservation import Prompt, Reservation
 from kvtransfer.threads import Threads
 from kvtransfer.ticket import Ticket
@@ -40,6 +41,8 @@ from kvtransfer.transports.chooser import Connector
 log = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 5.0
+BORROW_SECONDS = 3.0
+"""In which a worker says what it lends. Blocks of this worker's own are reserved meanwhile."""
 
 OnVerified = Callable[[AttemptId, Sequence[BlockRef], int], None]
 """Told of a block set, and of its first position that was missing, between verification and commit: nobody may read
@@ -67,6 +70,7 @@ class Puller:
         self._threads = threads
         self._clock = clock
         self._metrics = metrics
+        self._refusals = Refusals(metrics)
         self._on_verified = on_verified
         self._channels = Channels(open_channel)
         self._landings: dict[asyncio.Task[None], Landing] = {}
@@ -119,6 +123,30 @@ class Puller:
             if answer.WhichOneof("message") != "renewed":
                 raise refusal_error(answer.refused, source)
             deadline = asked + ticket.lease_seconds
+
+    async def borrow(
+        self, lender: WorkerId, address: str, incarnation: int, id: AttemptId, hashes: Sequence[BlockHash]
+    ) -> Ticket:
+        """Asks a worker for blocks by name, parents before children: the ticket of those, from the first on, that it
+        has. Raises a HandoffFailed where it has none, or does not answer."""
+        source = f"{lender} at {address}"
+        request = pb.LendRequest(
+            incarnation=incarnation,
+            request_id=id.request_id,
+            attempt=id.attempt,
+            layout_fingerprint=self._layout.fingerprint,
+            worker_id=self._worker_id,
+            hashes=hashes,
+        )
+        async with self._channels.to(address) as channel:
+            try:
+                answer = await transfer_pb2_grpc.TransferStub(channel).Lend(request, timeout=BORROW_SECONDS)
+            except grpc.RpcError as error:
+                self._channels.forget(address)
+                raise PeerLost(f"{source} does not lend its blocks: {_words(error)}") from None
+        if answer.WhichOneof("message") != "ticket":
+            raise refusal_error(answer.refused, source)
+        return Ticket.from_proto(answer.ticket)
 
     async def pull(
         self,
@@ -187,10 +215,7 @@ class Puller:
         self, stack: AsyncExitStack, landing: Landing, tickets: Sequence[Ticket], reservation: Reservation
     ) -> list[Pull]:
         """Checks every ticket before it asks any source, and opens a conversation with each."""
-        taken = self._arrivals.shares(tickets)
-        for ticket in tickets:
-            await self._check(reservation, ticket)
-        reservation.check_generations(self._memory)
+        taken = await self._checked(tickets, reservation)
         together, lock = asyncio.Barrier(len(tickets)), threading.Lock()
         arrivals = [
             await stack.enter_async_context(self._arrivals.arrival(share, ticket, reservation, landing.gate, lock))
@@ -214,6 +239,19 @@ class Puller:
             channel = await stack.enter_async_context(self._channels.to(ticket.address))
             await stack.enter_async_context(pull.conversation(channel))
         return pulls
+
+    async def _checked(self, tickets: Sequence[Ticket], reservation: Reservation) -> list[Share]:
+        """What each gives. Raises LayoutMismatch, VerifyFailed or TransferRefused."""
+        try:
+            taken = self._arrivals.shares(tickets)
+            for ticket in tickets:
+                await self._check(reservation, ticket)
+            reservation.check_generations(self._memory)
+        except HandoffFailed as error:
+            mismatch = isinstance(error, LayoutMismatch)
+            self._refusals.note(RefusalReason.LAYOUT_MISMATCH if mismatch else RefusalReason.MALFORMED, error.message)
+            raise
+        return taken
 
     async def _check(self, reservation: Reservation, ticket: Ticket) -> None:
         if ticket.layout.block_size == self._layout.block_size:
@@ -240,8 +278,8 @@ class Puller:
 
     def _fail(self, landing: Landing, error: BaseException) -> None:
         if isinstance(error, HandoffFailed):
-            log.info("%s: %s", landing.id, error.message)
-            landing.fail(error)
+            if landing.fail(error):
+                log.info("%s: %s", landing.id, error.message)
         elif isinstance(error, asyncio.CancelledError):
             landing.fail(RequestCancelled("the landing was cancelled"))
         elif landing.fail(InternalError(f"the pull of {landing.id} failed by a defect: {error!r}")):
@@ -255,11 +293,15 @@ class Puller:
             self._live[new] += 1
 
 
+def _words(error: grpc.RpcError) -> str:
+    return (error.details() if isinstance(error, grpc.aio.AioRpcError) else None) or str(error)
+
+
 def _whole(parts: Sequence[Landed]) -> Landed:
     """Of a landing whose parts came from several sources. Raises VerifyFailed where they don't agree."""
     tokens = {part.first_token for part in parts}
     if len(tokens) > 1:
-        raise VerifyFailed(f"the sources drew different first tokens: {sorted(tokens)}")
+        raise VerifyFailed(f"the sources drew different first tokens: {', '.join(sorted(map(str, tokens)))}")
     return Landed(
         first_token=parts[0].first_token,
         blocks=sum(part.blocks for part in parts),

@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 class Landed:
     """What a good landing brought."""
 
-    first_token: int
-    """The token that the source sampled behind the prompt."""
+    first_token: int | None
+    """The token that the source sampled behind the prompt; None for blocks that were cached."""
     blocks: int
     """That moved; blocks that were here already are not counted."""
     bytes: int

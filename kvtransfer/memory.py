@@ -16,7 +16,7 @@ import secrets
 import stat
 import struct
 import threading
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from baton.errors import InternalError, TransferRefused
 
@@ -27,12 +27,42 @@ NONCE_BYTES = 16
 _MAGIC = b"BATONKV\0"
 _VERSION = 1
 _HEADER = struct.Struct("<8sI4x16sQQ")  # magic, version, nonce, num_blocks, block_bytes
+_NONCE_OFFSET = 16
+GENERATION_BYTES = 8
 _NAME = "baton-kv"
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL  # whoever maps it can never get a SIGBUS
 MAX_BLOCKS = 1 << 32
 MAX_BLOCK_BYTES = 1 << 32
 _MADV_POPULATE_WRITE = 23  # since Linux 5.14; not in Python's mmap
 _POPULATE_BYTES = 4 << 20
+
+
+class PoolShape(NamedTuple):
+    """Where things lie in a pool's shared memory, in bytes from its start: for those who reach it from elsewhere."""
+
+    num_blocks: int
+    block_bytes: int
+
+    @property
+    def nonce(self) -> int:
+        """NONCE_BYTES of them, which no other pool has."""
+        return _NONCE_OFFSET
+
+    @property
+    def bytes(self) -> int:
+        return self.block(0) + _pages(self.num_blocks * self.block_bytes)
+
+    def generation(self, index: int) -> int:
+        """GENERATION_BYTES of them, an unsigned number, little-endian."""
+        return PAGE + GENERATION_BYTES * index
+
+    def block(self, index: int) -> int:
+        return PAGE + _pages(GENERATION_BYTES * self.num_blocks) + index * self.block_bytes
+
+    def check(self, whose: str) -> None:
+        """Raises TransferRefused where no pool can be so."""
+        if not (0 < self.num_blocks <= MAX_BLOCKS and 0 < self.block_bytes <= MAX_BLOCK_BYTES):
+            raise TransferRefused(f"{whose} says that it has {self.num_blocks} blocks of {self.block_bytes} bytes")
 
 
 class PoolMemory(Protocol):
@@ -73,9 +103,10 @@ class HostMemory:
         self.nonce = nonce
         self._num_blocks = num_blocks
         self._block_bytes = block_bytes
-        start = _blocks_offset(num_blocks)
+        self.shape = PoolShape(num_blocks, block_bytes)
+        start = self.shape.block(0)
         whole = memoryview(mapping)
-        self.generations = whole[PAGE : PAGE + 8 * num_blocks].cast("Q")
+        self.generations = whole[PAGE : PAGE + GENERATION_BYTES * num_blocks].cast("Q")
         """One unsigned 64-bit number a block."""
         self.blocks = whole[start : start + num_blocks * block_bytes]
         """All blocks' bytes, one behind the other; writable only in the process that created them."""
@@ -86,7 +117,7 @@ class HostMemory:
         OSError where there is not enough address space."""
         if not (0 < num_blocks <= MAX_BLOCKS and 0 < block_bytes <= MAX_BLOCK_BYTES):
             raise InternalError(f"a pool of {num_blocks} blocks of {block_bytes} bytes can't be made")
-        size = _size(num_blocks, block_bytes)
+        size = PoolShape(num_blocks, block_bytes).bytes
         fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, size)
@@ -128,12 +159,10 @@ class HostMemory:
             raise TransferRefused(f"{path} is not a Baton pool of version {_VERSION}")
         if its_nonce != nonce:
             raise TransferRefused(f"{path} is another pool than the one that was offered")
-        if not (0 < num_blocks <= MAX_BLOCKS and 0 < block_bytes <= MAX_BLOCK_BYTES):
-            raise TransferRefused(f"{path} says that it has {num_blocks} blocks of {block_bytes} bytes")
-        if status.st_size != _size(num_blocks, block_bytes):
-            raise TransferRefused(
-                f"{path} has {status.st_size} bytes; {num_blocks} blocks take {_size(num_blocks, block_bytes)}"
-            )
+        shape = PoolShape(num_blocks, block_bytes)
+        shape.check(path)
+        if status.st_size != shape.bytes:
+            raise TransferRefused(f"{path} has {status.st_size} bytes; {num_blocks} blocks take {shape.bytes}")
         mapping = mmap.mmap(fd, status.st_size, prot=mmap.PROT_READ)
         return cls(-1, mapping, nonce, num_blocks, block_bytes)
 
@@ -148,7 +177,7 @@ class HostMemory:
     def _populate(self) -> None:
         madvise = ctypes.CDLL(None, use_errno=True).madvise
         madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-        address, size = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping)), len(self._mapping)
+        address, size = self.address, len(self._mapping)
         for start in range(0, size, _POPULATE_BYTES):
             if madvise(address + start, min(_POPULATE_BYTES, size - start), _MADV_POPULATE_WRITE):
                 log.debug("pages are taken as they are touched: %s", os.strerror(ctypes.get_errno()))
@@ -161,6 +190,14 @@ class HostMemory:
     @property
     def block_bytes(self) -> int:
         return self._block_bytes
+
+    @property
+    def address(self) -> int:
+        """Where it is mapped in this process, which must be the one that created it."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
+
+    def block_address(self, index: int) -> int:
+        return self.address + self.shape.block(self._checked(index, 1))
 
     @property
     def fd(self) -> int:
@@ -194,14 +231,6 @@ class HostMemory:
         if index < 0 or count < 1 or index + count > self._num_blocks:
             raise InternalError(f"blocks [{index}, {index + count}) are not in a pool of {self._num_blocks}")
         return index
-
-
-def _blocks_offset(num_blocks: int) -> int:
-    return PAGE + _pages(8 * num_blocks)
-
-
-def _size(num_blocks: int, block_bytes: int) -> int:
-    return _blocks_offset(num_blocks) + _pages(num_blocks * block_bytes)
 
 
 def _pages(size: int) -> int:

@@ -23,7 +23,6 @@ from baton.metrics import TransferMetrics
 from baton.v1 import transfer_pb2 as pb
 from baton.v1 import transfer_pb2_grpc
 from kvtransfer.arrival import Arrival, Room
-from kvtransfer.checksum import pool_checksums
 from kvtransfer.landing import Landed, Landing
 from kvtransfer.refusal import refusal_error
 from kvtransfer.threads import Threads
@@ -32,8 +31,6 @@ from kvtransfer.transports.base import MAX_FETCH_BLOCKS, Connection, Endpoint, F
 
 log = logging.getLogger(__name__)
 
-FETCH_BYTES = 8 << 20
-"""Of one fetch at most: enough to be fast, little enough that the next overlaps with the verifying of this."""
 GOODBYE_SECONDS = 2.0
 _MESSAGES = 16  # read ahead of what is being handled
 _MAX_ENDPOINTS = 16
@@ -72,6 +69,7 @@ class Pull:
         self._missing = len(ticket.blocks) - arrival.first_block
         self._verified = 0
         self._first_token: int | None = None
+        self._prefilled = False
         self._claim_sent = False
         self._claimed = asyncio.Event()
         self._complete = asyncio.Event()
@@ -79,7 +77,7 @@ class Pull:
         self._connection: Connection | None = None
         self._transport = ""
         self._inbox: asyncio.Queue[pb.PullResponse | HandoffFailed] = asyncio.Queue(_MESSAGES)
-        self._batch = max(1, min(MAX_FETCH_BLOCKS, FETCH_BYTES // arrival.memory.block_bytes))
+        self._batch = 1  # blocks of a fetch; the connection says how many
 
     @contextlib.asynccontextmanager
     async def conversation(self, channel: grpc.aio.Channel) -> AsyncIterator[None]:
@@ -115,7 +113,6 @@ class Pull:
                     task.cancel()
         except BaseExceptionGroup as failures:
             raise first_of(failures) from None
-        assert self._first_token is not None, "complete only with the first token"
         return Landed(
             first_token=self._first_token,
             blocks=self._missing,
@@ -151,7 +148,11 @@ class Pull:
                     for start in range(0, len(positions), self._batch):
                         group.create_task(self._bring(positions[start : start + self._batch]))
                 case "prefilled":
-                    self._first_token = message.prefilled.token_id
+                    prefilled = message.prefilled
+                    self._first_token = prefilled.token_id if prefilled.HasField("token_id") else None
+                    self._prefilled = True
+                    hidden = self._metrics.hidden_bytes.labels(transport=self._transport)
+                    hidden.inc(self._verified * self._arrival.memory.block_bytes)
                     self._check_complete()
                 case "renewed":
                     self._take_lease(message.renewed.lease_ms)
@@ -181,6 +182,8 @@ class Pull:
         if self._missing:
             endpoints = [Endpoint(e.transport, e.address) for e in message.claimed.endpoints[:_MAX_ENDPOINTS]]
             self._transport, self._connection = await self._arrival.connector.open(endpoints)
+            fetch = self._connection.fetch_bytes // self._arrival.memory.block_bytes
+            self._batch = max(1, min(MAX_FETCH_BLOCKS, fetch, self._arrival.memory.num_blocks))
         self._landing.land()
         self._claimed.set()
 
@@ -226,13 +229,11 @@ class Pull:
         connection = self._connection
         assert connection is not None, "announced blocks follow a claim"
         async with connection.slots, self._arrival.room(positions) as room:
-            await self._fetch(connection, positions, room)
-            wrong = await self._wrong(positions, room)
+            wrong = await self._fetch(connection, positions, room)
             if wrong:
                 self._metrics.verify_failures.labels(reason="checksum").inc(len(wrong))
                 log.warning("%s: %d blocks landed damaged, pulling them again", self._landing.id, len(wrong))
-                await self._fetch(connection, wrong, room)
-                wrong = await self._wrong(wrong, room)
+                wrong = await self._fetch(connection, wrong, room)
             if wrong:
                 self._metrics.verify_failures.labels(reason="checksum").inc(len(wrong))
                 raise VerifyFailed(
@@ -247,9 +248,12 @@ class Pull:
             self._metrics.relaid_bytes.inc(size)
         self._check_complete()
 
-    async def _fetch(self, connection: Connection, positions: Sequence[int], room: Room) -> None:
+    async def _fetch(self, connection: Connection, positions: Sequence[int], room: Room) -> list[int]:
+        """Those whose bytes, where they arrived, are not what was announced."""
         blocks = self._ticket.blocks
-        wants = [Want(int(blocks[p].index), int(blocks[p].generation), room.places[p]) for p in positions]
+        wants = [
+            Want(int(blocks[p].index), int(blocks[p].generation), room.places[p], self._announced[p]) for p in positions
+        ]
         results = await connection.fetch(self._ticket.transfer_id, wants, room.gate)
         for position, result in zip(positions, results, strict=True):
             if result is Fetched.STALE:
@@ -260,16 +264,10 @@ class Pull:
                 )
             if result is Fetched.REFUSED:
                 raise TransferRefused(f"{self._source} does not give block {position} out (any more)")
-
-    async def _wrong(self, positions: Sequence[int], room: Room) -> list[int]:
-        """Those whose bytes in the arrival's memory are not what was announced."""
-        indices = [room.places[p] for p in positions]
-        loop = asyncio.get_running_loop()
-        sums = await loop.run_in_executor(self._threads.memory, pool_checksums, self._arrival.memory, indices)
-        return [p for p, checksum in zip(positions, sums, strict=True) if checksum != self._announced[p]]
+        return [p for p, result in zip(positions, results, strict=True) if result is Fetched.DAMAGED]
 
     def _check_complete(self) -> None:
-        if self._first_token is not None and self._verified == self._missing:
+        if self._prefilled and self._verified == self._missing:
             self._complete.set()
 
     # --- the stream

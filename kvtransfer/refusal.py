@@ -1,11 +1,17 @@
-"""Why a set can't be pulled: the reasons, their form on the wire, and the errors that a puller raises for them."""
+"""Why a set can't be pulled: the reasons, their form on the wire, the errors that a puller raises for them, and their
+count."""
 
 from __future__ import annotations
 
+import logging
 from enum import Enum
 
 from baton.errors import HandoffFailed, LayoutMismatch, LeaseExpired, TransferRefused
+from baton.logs import Rarely
+from baton.metrics import TransferMetrics
 from baton.v1 import transfer_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 _MAX_MESSAGE = 500
 
@@ -18,6 +24,7 @@ class RefusalReason(Enum):
     ABORTED = "aborted"
     MALFORMED = "malformed"
     ALREADY_CLAIMED = "already_claimed"
+    NOT_HELD = "not_held"
 
 
 _TO_WIRE = {
@@ -28,6 +35,7 @@ _TO_WIRE = {
     RefusalReason.ABORTED: pb.REFUSAL_REASON_ABORTED,
     RefusalReason.MALFORMED: pb.REFUSAL_REASON_MALFORMED,
     RefusalReason.ALREADY_CLAIMED: pb.REFUSAL_REASON_ALREADY_CLAIMED,
+    RefusalReason.NOT_HELD: pb.REFUSAL_REASON_NOT_HELD,
 }
 _FROM_WIRE = {wire: reason for reason, wire in _TO_WIRE.items()}
 _ERRORS: dict[RefusalReason, type[HandoffFailed]] = {
@@ -45,6 +53,18 @@ class Refusal(TransferRefused):
 
     def to_proto(self) -> pb.Refused:
         return pb.Refused(reason=_TO_WIRE[self.reason], message=self.message)
+
+
+class Refusals:
+    """Counts all and logs few: whoever sends what is refused must not be able to fill the log. Thread-safe."""
+
+    def __init__(self, metrics: TransferMetrics) -> None:
+        self._metrics = metrics
+        self._rarely = Rarely(log)
+
+    def note(self, reason: RefusalReason, message: str) -> None:
+        self._metrics.refused.labels(reason=reason.value).inc()
+        self._rarely.info(f"refused, {reason.value}", message)
 
 
 def refusal_error(message: pb.Refused, source: str) -> HandoffFailed:

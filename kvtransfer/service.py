@@ -17,8 +17,9 @@ from baton.layout import KVLayout
 from baton.metrics import TransferMetrics
 from baton.v1 import transfer_pb2 as pb
 from baton.v1 import transfer_pb2_grpc
-from kvtransfer.refusal import Refusal, RefusalReason
-from kvtransfer.source import Claimant, ClaimRequest, SourceLedger
+from kvtransfer.lend import Lender, LendRequest, lend_nothing
+from kvtransfer.refusal import Refusal, RefusalReason, Refusals
+from kvtransfer.source import Claimant, ClaimRequest, Prefilled, SourceLedger
 from kvtransfer.ticket import (
     FINGERPRINT_BYTES,
     MAX_REQUEST_ID,
@@ -46,13 +47,15 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
         ledger: SourceLedger,
         endpoints: Callable[[], Sequence[Endpoint]],
         metrics: TransferMetrics,
+        lend: Lender = lend_nothing,
         *,
         claim_seconds: float = CLAIM_SECONDS,
     ) -> None:
-        """`endpoints` are the ways to the ledger's bytes, best first."""
+        """`endpoints` are the ways to the ledger's bytes, best first; `lend` offers in the ledger what is cached."""
         self._ledger = ledger
         self._endpoints = endpoints
-        self._metrics = metrics
+        self._lend = lend
+        self._refusals = Refusals(metrics)
         self._claim_seconds = claim_seconds
 
     async def Pull(self, request_iterator: Any, context: Any) -> AsyncIterator[pb.PullResponse]:
@@ -86,9 +89,17 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
         try:
             self._ledger.keep(TransferId(request.transfer_id), request.incarnation)
         except Refusal as refusal:
-            self._metrics.refused.labels(reason=refusal.reason.value).inc()
+            self._refusals.note(refusal.reason, refusal.message)
             return pb.KeepResponse(refused=refusal.to_proto())
         return pb.KeepResponse(renewed=pb.Renewed(lease_ms=to_ms(self._ledger.lease_seconds)))
+
+    async def Lend(self, request: pb.LendRequest, context: Any) -> pb.LendResponse:
+        try:
+            ticket = await self._lend(LendRequest.from_proto(request))
+        except Refusal as refusal:
+            self._refusals.note(refusal.reason, refusal.message)
+            return pb.LendResponse(refused=refusal.to_proto())
+        return pb.LendResponse(ticket=ticket.to_proto())
 
     async def _first(self, requests: AsyncIterator[pb.PullRequest]) -> ClaimRequest:
         try:
@@ -138,8 +149,8 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
         """Tells of each sealed block in order, then the first token. Waits where the puller doesn't read."""
         try:
             while (news := await self._ledger.announcement(claimant)) is not None:
-                if isinstance(news, int):
-                    await replies.put(pb.PullResponse(prefilled=pb.Prefilled(token_id=news)))
+                if isinstance(news, Prefilled):
+                    await replies.put(pb.PullResponse(prefilled=pb.Prefilled(token_id=news.first_token)))
                 else:
                     sealed = [pb.SealedBlock(position=p, checksum=c) for p, c in news]
                     await replies.put(pb.PullResponse(sealed=pb.Sealed(blocks=sealed)))
@@ -150,7 +161,7 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
             await replies.put(None)
 
     def _refuse(self, refusal: Refusal) -> pb.PullResponse:
-        self._metrics.refused.labels(reason=refusal.reason.value).inc()
+        self._refusals.note(refusal.reason, refusal.message)
         return pb.PullResponse(refused=refusal.to_proto())
 
 

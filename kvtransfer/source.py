@@ -51,6 +51,14 @@ class ClaimRequest:
     worker_id: WorkerId
 
 
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """All of a set's blocks are sealed."""
+
+    first_token: int | None
+    """Sampled behind the prompt; None where nobody computed it for the puller."""
+
+
 class Claimant:
     """One stream of one puller on one set. A later claim by the same puller takes its place."""
 
@@ -59,7 +67,7 @@ class Claimant:
         self.worker_id = worker_id
         self.next_position = first_block
         """The first block that has not been announced on this stream."""
-        self.told_first_token = False
+        self.told_all = False
 
 
 class _Offered:
@@ -73,7 +81,7 @@ class _Offered:
         self.permit = ReadPermit(self.gate)
         self.sealed_end = 0
         self.checksums: dict[int, int] = {}
-        self.first_token: int | None = None
+        self.prefilled: Prefilled | None = None
         self.claimant: Claimant | None = None
         self.claimed_by: WorkerId | None = None
         self.changed = asyncio.Event()
@@ -158,13 +166,13 @@ class SourceLedger:
         offered.sealed_end = end
         offered.changed.set()
 
-    def prefilled(self, id: AttemptId, first_token: int) -> None:
-        """All is sealed, and the next token is known. For an attempt that has ended, does nothing."""
+    def prefilled(self, id: AttemptId, first_token: int | None) -> None:
+        """All is sealed, and the next token is known, if there is one. For an attempt that has ended, does nothing."""
         offered = self._by_attempt.get(id)
         if offered is None:
             return
         self.seal(id, len(offered.ticket.blocks))
-        offered.first_token = first_token
+        offered.prefilled = Prefilled(first_token)
         offered.changed.set()
 
     def abort(self, id: AttemptId) -> None:
@@ -174,6 +182,17 @@ class SourceLedger:
             self._end(offered, SourceState.ABORTED)
 
     # --- the puller's side
+
+    def check_borrower(self, incarnation: int, layout_fingerprint: bytes) -> None:
+        """Whether it means this life of this worker, and lays out blocks alike: by name, nothing else is lent. Raises
+        Refusal."""
+        self._check_incarnation(incarnation)
+        if layout_fingerprint != self.layout.fingerprint:
+            raise Refusal(
+                RefusalReason.LAYOUT_MISMATCH,
+                f"blocks are lent to workers that lay them out as {self.worker_id} does ({self.layout}), fingerprint "
+                f"{self.layout.fingerprint.hex()}; the borrower's is {layout_fingerprint.hex()}",
+            )
 
     def keep(self, transfer_id: TransferId, incarnation: int) -> None:
         """Renews an offer for a puller that has no room yet and claims nothing until it has. Raises Refusal."""
@@ -225,19 +244,19 @@ class SourceLedger:
         """The puller is done. Raises Refusal where the set has ended otherwise."""
         self._end(self._current(claimant), SourceState.RELEASED)
 
-    async def announcement(self, claimant: Claimant) -> list[tuple[int, int]] | int | None:
-        """What is next to tell: (position, checksum) of sealed blocks in order, then the first token, then None once
-        all is told. Raises Refusal when the set ends first."""
+    async def announcement(self, claimant: Claimant) -> list[tuple[int, int]] | Prefilled | None:
+        """What is next to tell: (position, checksum) of sealed blocks in order, then that these were all, then None.
+        Raises Refusal when the set ends first."""
         offered = claimant.offered
         while True:
             self._current(claimant)
             if claimant.next_position < offered.sealed_end:
                 return await self._sealed(claimant)
-            if offered.first_token is not None and claimant.next_position >= len(offered.ticket.blocks):
-                if claimant.told_first_token:
+            if offered.prefilled is not None and claimant.next_position >= len(offered.ticket.blocks):
+                if claimant.told_all:
                     return None
-                claimant.told_first_token = True
-                return offered.first_token
+                claimant.told_all = True
+                return offered.prefilled
             offered.changed.clear()
             await offered.changed.wait()  # ends with the set at the latest, and that ends by its lease
 
@@ -284,6 +303,11 @@ class SourceLedger:
         except TimeoutError:
             return False
         return True
+
+    def ticket(self, id: AttemptId) -> Ticket | None:
+        """Of the attempt's live set."""
+        offered = self._by_attempt.get(id)
+        return None if offered is None else offered.ticket
 
     def live(self) -> tuple[AttemptId, ...]:
         """Attempts whose set is offered or claimed."""

@@ -11,7 +11,7 @@ import asyncio
 from baton.clock import Clock
 from baton.errors import Unavailable, WorkerLost
 from baton.ids import AttemptId
-from baton.v1 import worker_pb2
+from baton.v1 import transfer_pb2, worker_pb2
 from router.events import Arrival, DeadlinePassed, Inbox, Offered, Side
 from router.merge import TokenLog
 from router.placement import Placement, Way, WorkerKey
@@ -29,12 +29,22 @@ _SPARE_EVENTS = 64
 class Attempt:
     """`open` it, `take` what arrives until there is a verdict, `close` it."""
 
-    def __init__(self, request: PreparedRequest, number: int, placement: Placement, log: TokenLog) -> None:
+    def __init__(
+        self,
+        request: PreparedRequest,
+        number: int,
+        placement: Placement,
+        log: TokenLog,
+        moved: transfer_pb2.Ticket | None = None,
+    ) -> None:
+        """`moved`: what the worker offered that the request moves away from."""
         self.id = AttemptId(request.name, number)
         self.placement = placement
         self.state = AttemptState(log, remote=placement.way is Way.REMOTE)
         self.opened_at = 0.0
         self._request = request
+        self._moved = moved
+        self._is_moving = False
         self._inbox = Inbox(limit=2 * request.max_tokens + _SPARE_EVENTS)
         self._sessions: dict[Side, WorkerSession] = {}
         self._deadline: asyncio.TimerHandle | None = None
@@ -74,14 +84,34 @@ class Attempt:
             cache_salt=self._request.cache_salt,
             deadline_seconds=remaining,
         )
+        if task != worker_pb2.TASK_RECEIVE:
+            self._add_prefix(workers, submit)
         session.open(submit, side, self._inbox)
         self._sessions[side] = session
+
+    def _add_prefix(self, workers: Workers, submit: worker_pb2.Submit) -> None:
+        prefix = self.placement.prefix
+        if prefix is None:
+            return
+        holder = None if prefix.holder is None else workers.session(prefix.holder)
+        if self._moved is not None and prefix.holder is None:
+            submit.prefix.ticket.CopyFrom(self._moved)
+        elif holder is not None:
+            submit.prefix.worker_id, submit.prefix.incarnation = holder.peer.key
+            submit.prefix.address = holder.peer.address
+            submit.prefix.num_blocks = prefix.num_blocks
+
+    def move(self) -> None:
+        """Asks the decode worker, which drains, to let the stream go on elsewhere; the verdict says when it does."""
+        if not self._is_moving:
+            self._is_moving = True
+            self._sessions[Side.DECODE].move(self.id)
 
     async def take(self) -> tuple[list[Arrival], Verdict | None]:
         """Waits for something to arrive and lets the state read it; nothing is read behind a verdict."""
         read: list[Arrival] = []
         for arrival in await self._inbox.take():
-            if isinstance(arrival.event, Offered):
+            if isinstance(arrival.event, Offered) and arrival.side is Side.PREFILL:
                 self._sessions[Side.DECODE].handoff(self.id, arrival.event.ticket)
             verdict = self.state.take(arrival)
             read.append(arrival)

@@ -31,11 +31,13 @@ class EndReason(Enum):
     INVALID = 6
     HANDOFF_FAILED = 7
     UNAVAILABLE = 8
+    MOVED = 9
 
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """The prefill worker took the prompt on; `ticket` names the blocks that will hold it."""
+    """The prefill worker took the prompt on; `ticket` names the blocks that will hold it. Or the decode worker lets
+    the stream go on elsewhere, and offers what it has computed."""
 
     ticket: transfer_pb2.Ticket
 
@@ -70,11 +72,16 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainBegan:
+    """The worker takes no more requests and soon is gone."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeadlinePassed:
     """Not a worker's: the request's own clock says so."""
 
 
-Event = Offered | Tokens | Landed | Ended | Lost | DeadlinePassed
+Event = Offered | Tokens | Landed | Ended | Lost | DrainBegan | DeadlinePassed
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ The rules. A decode worker computes the prompt itself (LOCAL) where what it lack
 there; a unified worker always does. Otherwise a prefill worker computes it and the decode worker receives it (REMOTE).
 Nobody who is not ready, is excluded, or could never hold the prompt is ever picked. Those with room are preferred.
 Only workers whose layouts match are paired; those that lay out blocks alike, and above all of one dtype, are preferred.
+
+Whoever computes the prompt fetches its beginning from a worker that holds more of it, where that is worth it.
 """
 
 from __future__ import annotations
@@ -84,6 +86,19 @@ class Candidate:
     cached_blocks: int = 0
     """Of this request's prompt, from its beginning on: as the directory predicts."""
 
+    @property
+    def cached_tokens(self) -> int:
+        return self.cached_blocks * self.layout.block_size
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The first blocks of a request, where somebody else than the one who needs them has them."""
+
+    holder: WorkerKey | None
+    """None: they were offered already, by a worker that the request moves away from."""
+    num_blocks: int
+
 
 @dataclass(frozen=True, slots=True)
 class Need:
@@ -92,6 +107,12 @@ class Need:
     num_tokens: int
     """The prompt, and what earlier attempts generated."""
     local_prefill_tokens: int
+    fetch_prefix_tokens: int = 0
+    """Least that is worth fetching; 0: nothing is."""
+    offered_blocks: int = 0
+    """That the request brings along from a worker that it moves away from."""
+    offered_layout: KVLayout | None = None
+    """Of these."""
     excluded: frozenset[WorkerKey] = frozenset()
 
 
@@ -102,7 +123,10 @@ class Score:
     key: WorkerKey
     way: Way
     missing_tokens: int
+    """Of the prompt, to be computed, or to be received."""
     terms: Mapping[str, float] = field(hash=False)
+    prefix: Prefix | None = None
+    """What is to be fetched before the rest is computed."""
 
     @property
     def cost(self) -> float:
@@ -124,6 +148,11 @@ class Placement:
     decode_score: Score
     prefill_score: Score | None
 
+    @property
+    def prefix(self) -> Prefix | None:
+        """For the worker that computes the prompt."""
+        return (self.prefill_score or self.decode_score).prefix
+
     def __str__(self) -> str:
         if self.prefill_score is None:
             return f"local on {self.decode_score}"
@@ -138,6 +167,7 @@ def place(candidates: Sequence[Candidate], need: Need, tie_breaker: TieBreaker =
     """Deterministic for a given tie-breaker. None: there is nobody now who could serve it."""
     usable = [c for c in candidates if _usable(c, need)]
     sources = [c for c in usable if c.role is Role.PREFILL]
+    holders = sorted(candidates, key=lambda c: (-c.cached_tokens, tie_breaker(c.key), c.key))
 
     def order(pair: tuple[Score, Score | None]) -> tuple[float, float, WorkerKey, float, WorkerKey]:
         decode, prefill = pair
@@ -145,7 +175,7 @@ def place(candidates: Sequence[Candidate], need: Need, tie_breaker: TieBreaker =
         cost = decode.cost + (prefill.cost if prefill is not None else 0.0)
         return cost, tie_breaker(decode.key), decode.key, tie_breaker(source.key), source.key
 
-    pairs = [pair for c in usable if c.role.decodes for pair in _pairs(c, sources, need)]
+    pairs = [pair for c in usable if c.role.decodes for pair in _pairs(c, sources, need, holders)]
     if not pairs:
         return None
     decode, prefill = min(pairs, key=order)
@@ -163,45 +193,82 @@ def _usable(candidate: Candidate, need: Need) -> bool:
     )
 
 
-def _pairs(decode: Candidate, sources: Sequence[Candidate], need: Need) -> list[tuple[Score, Score | None]]:
+def _pairs(
+    decode: Candidate, sources: Sequence[Candidate], need: Need, holders: Sequence[Candidate]
+) -> list[tuple[Score, Score | None]]:
     """The ways to serve it on `decode`: with each prefill worker whose blocks it can use, or alone."""
     matching = [source for source in sources if not mismatch(source.layout, decode.layout)]
-    missing = _missing_tokens(decode, need)
-    if decode.role is Role.UNIFIED or missing <= need.local_prefill_tokens or not matching:
-        return [(_score_decode(decode, need, None), None)]
-    return [(_score_decode(decode, need, source), _score_prefill(source, need)) for source in matching]
+    alone = _score_alone(decode, need, holders)
+    if decode.role is Role.UNIFIED or alone.missing_tokens <= need.local_prefill_tokens or not matching:
+        return [(alone, None)]
+    return [(_score_receiving(decode, need, source), _score_prefill(source, need, holders)) for source in matching]
 
 
-def _missing_tokens(candidate: Candidate, need: Need) -> int:
+def _missing_tokens(cached_tokens: int, need: Need) -> int:
     """At least 1: the last token is always computed, for the next one is drawn from it."""
-    return max(need.num_tokens - candidate.cached_blocks * candidate.layout.block_size, 1)
+    return max(need.num_tokens - cached_tokens, 1)
 
 
-def _score_prefill(candidate: Candidate, need: Need) -> Score:
-    missing = _missing_tokens(candidate, need)
+def _prefix(candidate: Candidate, need: Need, holders: Sequence[Candidate]) -> Prefix | None:
+    """What the candidate had better fetch than compute: blocks that it can take over one by one."""
+    layout = candidate.layout
+    offered = need.offered_layout
+    fits = offered is not None and offered.block_size == layout.block_size and not mismatch(offered, layout)
+    if fits and need.offered_blocks > candidate.cached_blocks:
+        return Prefix(None, need.offered_blocks)
+    holder = next((h for h in holders if h.key != candidate.key and h.layout == layout), None)
+    if holder is None or not need.fetch_prefix_tokens or holder.state is State.UNREACHABLE:
+        return None
+    gained = _missing_tokens(candidate.cached_tokens, need) - _missing_tokens(holder.cached_tokens, need)
+    return Prefix(holder.key, holder.cached_blocks) if gained >= need.fetch_prefix_tokens else None
+
+
+def _computing(candidate: Candidate, need: Need, holders: Sequence[Candidate]) -> tuple[int, Prefix | None, float]:
+    """Tokens that are left to compute here, what is fetched before that, and what fetching costs."""
+    prefix = _prefix(candidate, need, holders)
+    alone = _missing_tokens(candidate.cached_tokens, need)
+    if prefix is None:
+        return alone, None, 0.0
+    missing = _missing_tokens(prefix.num_blocks * candidate.layout.block_size, need)
+    return missing, prefix, TRANSFER_COST * (alone - missing)
+
+
+def _score_prefill(candidate: Candidate, need: Need, holders: Sequence[Candidate]) -> Score:
+    missing, prefix, fetch = _computing(candidate, need, holders)
     terms = {
         "compute": float(missing),
+        "fetch": fetch,
         "queued": float(candidate.queued_tokens),
-        "room": _room_term(candidate, missing),
+        "room": _room_term(candidate, need),
     }
+    return Score(candidate.key, Way.REMOTE, missing, terms, prefix)
+
+
+def _score_alone(candidate: Candidate, need: Need, holders: Sequence[Candidate]) -> Score:
+    missing, prefix, fetch = _computing(candidate, need, holders)
+    terms = {"compute": float(missing), "fetch": fetch} | _waits(candidate, need)
+    return Score(candidate.key, Way.LOCAL, missing, terms, prefix)
+
+
+def _score_receiving(candidate: Candidate, need: Need, source: Candidate) -> Score:
+    missing = _missing_tokens(candidate.cached_tokens, need)
+    terms = {"transfer": missing * TRANSFER_COST} | _waits(candidate, need)
+    if source.layout != candidate.layout:
+        terms["relaying"] = missing * RELAYING_COST
+        terms["converting"] = missing * CONVERTING_COST * (source.layout.dtype != candidate.layout.dtype)
     return Score(candidate.key, Way.REMOTE, missing, terms)
 
 
-def _score_decode(candidate: Candidate, need: Need, source: Candidate | None) -> Score:
-    """`source` is None where it computes the prompt itself."""
-    missing = _missing_tokens(candidate, need)
-    terms = {
-        ("compute" if source is None else "transfer"): missing * (1.0 if source is None else TRANSFER_COST),
+def _waits(candidate: Candidate, need: Need) -> dict[str, float]:
+    """Of a worker that decodes, however the prompt comes."""
+    return {
         "queued": float(candidate.queued_tokens),
         "streams": STREAM_COST * candidate.streams,
-        "room": _room_term(candidate, missing + candidate.layout.block_size),
+        "room": _room_term(candidate, need, growth=1),
     }
-    if source is not None and source.layout != candidate.layout:
-        terms["relaying"] = missing * RELAYING_COST
-        terms["converting"] = missing * CONVERTING_COST * (source.layout.dtype != candidate.layout.dtype)
-    return Score(candidate.key, Way.LOCAL if source is None else Way.REMOTE, missing, terms)
 
 
-def _room_term(candidate: Candidate, num_tokens: int) -> float:
-    blocks = -(-num_tokens // candidate.layout.block_size)
+def _room_term(candidate: Candidate, need: Need, growth: int = 0) -> float:
+    """Fetched, received or computed, what is not cached takes blocks."""
+    blocks = growth - (-_missing_tokens(candidate.cached_tokens, need) // candidate.layout.block_size)
     return NO_ROOM_COST if blocks > candidate.available_blocks else 0.0

@@ -135,6 +135,11 @@ class WorkerSession:
             handoff = worker_pb2.Handoff(id=_id(attempt), ticket=ticket)
             self._send(worker_pb2.SessionRequest(handoff=handoff))
 
+    def move(self, attempt: AttemptId) -> None:
+        """Asks the worker to let the attempt's stream go on elsewhere."""
+        if attempt in self.attempts:
+            self._send(worker_pb2.SessionRequest(move=worker_pb2.Move(id=_id(attempt))))
+
     def abandon(self, attempt: AttemptId, *, cancel: bool) -> None:
         """No more events of it are wanted; with `cancel` the worker is told to give it up."""
         if self.attempts.remove(attempt) and cancel:
@@ -230,6 +235,8 @@ class WorkerSession:
             if step.draining != self.draining:
                 self.draining = step.draining
                 self._on_change()
+                if self.draining:
+                    self.attempts.drain_began()
 
     async def _receive(self, call: Call) -> worker_pb2.SessionResponse:
         try:

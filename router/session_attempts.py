@@ -15,7 +15,7 @@ from baton.clock import Clock
 from baton.ids import AttemptId
 from baton.metrics import RouterMetrics
 from baton.v1 import worker_pb2
-from router.events import Arrival, Ended, EndReason, Event, Inbox, Landed, Lost, Offered, Side, Tokens
+from router.events import Arrival, DrainBegan, Ended, EndReason, Event, Inbox, Landed, Lost, Offered, Side, Tokens
 from router.placement import WorkerKey
 
 _log = logging.getLogger(__name__)
@@ -67,6 +67,12 @@ class SessionAttempts:
         at = self._clock.now()
         for entry in entries:
             entry.inbox.force(Arrival(entry.side, at, lost))
+
+    def drain_began(self) -> None:
+        at = self._clock.now()
+        for entry in self._open.values():
+            if not entry.ended:
+                entry.inbox.force(Arrival(entry.side, at, DrainBegan()))
 
     def deliver(self, events: Iterable[worker_pb2.RequestEvent]) -> None:
         at = self._clock.now()

@@ -16,9 +16,11 @@ from random import random
 
 from baton.clock import Clock
 from baton.config import RoutingConfig
-from baton.errors import BatonError, DeadlineExceeded, PromptTooLong, Unavailable
+from baton.errors import BatonError, DeadlineExceeded, HandoffFailed, PromptTooLong, Unavailable
 from baton.ids import WorkerId
+from baton.layout import KVLayout
 from baton.metrics import RequestMetrics, RouterMetrics
+from baton.v1 import transfer_pb2
 from router.account import Account
 from router.answer import Answer
 from router.attempt import Attempt
@@ -68,11 +70,14 @@ class Stream:
         )
         self._excluded: dict[WorkerKey, float] = {}
         """Workers that failed this request, and until when they are left alone."""
+        self._moved: transfer_pb2.Ticket | None = None
+        """What the worker offered that the stream moves away from."""
 
     async def run(self) -> AsyncGenerator[Chunk, None]:
         self._request_metrics.prompt_tokens.inc(len(self._request.prompt_ids))
         for number in range(1, MAX_ATTEMPTS + 1):
-            attempt = Attempt(self._request, number, await self._place(number), self._log)
+            attempt = Attempt(self._request, number, await self._place(number), self._log, self._moved)
+            self._moved = None
             try:
                 tokens = [*self._request.prompt_ids, *self._log.known]
                 verdict: Verdict | None = attempt.open(self._workers, tokens, self._clock, self._deadline)
@@ -101,6 +106,8 @@ class Stream:
         """The next chunk, if the answer gained something, and the verdict over the attempt, if there is one."""
         known = len(self._log)
         arrivals, verdict = await attempt.take()
+        if verdict is None and self._is_to_move(attempt):
+            attempt.move()
         new_tokens = self._log.known[known:]
         self._account.read(attempt, arrivals, len(new_tokens))
         gain = self._answer.push(new_tokens)
@@ -148,6 +155,11 @@ class Stream:
 
     def _prepare_resume(self, attempt: Attempt, retry: Retry, number: int) -> None:
         self._log.drop_held_back()
+        self._moved = retry.ticket
+        if retry.moved:
+            self._router_metrics.requests_moved.inc()
+            _log.info("attempt %s moves away from %s", attempt.id, attempt.worker(retry.blamed).id)
+            return
         self._account.resumes += 1
         self._router_metrics.requests_resumed.inc()
         blamed = attempt.worker(retry.blamed)
@@ -182,17 +194,38 @@ class Stream:
             pauses = [max(until - now, 0.0) for until in self._excluded.values() if until > tried_at]
             await self._workers.wait_change(min([give_up - now, *pauses]))
 
+    def _is_to_move(self, attempt: Attempt) -> bool:
+        """Whether its decode worker drains, and another could go on with it now."""
+        session = self._workers.session(attempt.placement.decode)
+        if session is None or not session.draining:
+            return False
+        return place(self._workers.candidates({}), self._need(self._clock.now())) is not None
+
     async def _try_place(self, now: float) -> Placement | None:
         if self._workers.missing():
             return None
         cached = await self._cached_blocks()
         self._refuse_other_model()
-        need = Need(
+        return place(self._workers.candidates(cached), self._need(now), tie_breaker=lambda key: random())
+
+    def _need(self, now: float) -> Need:
+        return Need(
             num_tokens=len(self._request.prompt_ids) + len(self._log),
             local_prefill_tokens=self._config.local_prefill_tokens,
+            fetch_prefix_tokens=self._config.fetch_prefix_tokens,
+            offered_blocks=0 if self._moved is None else len(self._moved.blocks),
+            offered_layout=self._moved_layout(),
             excluded=frozenset(key for key, until in self._excluded.items() if until > now),
         )
-        return place(self._workers.candidates(cached), need, tie_breaker=lambda key: random())
+
+    def _moved_layout(self) -> KVLayout | None:
+        """None where nothing came along, or nothing that can be understood."""
+        if self._moved is None:
+            return None
+        try:
+            return KVLayout.from_proto(self._moved.layout, self._moved.layout_fingerprint)
+        except HandoffFailed:
+            return None
 
     async def _cached_blocks(self) -> dict[WorkerId, int]:
         """Of the prompt, from its beginning on: how many blocks of its own size each worker is said to hold."""

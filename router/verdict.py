@@ -9,6 +9,7 @@ An attempt on two workers has two sides, and each ends for itself:
     either    INVALID, DEADLINE             fails
     either    HANDOFF_FAILED, UNAVAILABLE,  goes on elsewhere, from the tokens it has
               CANCELLED (nobody asked), lost
+    DECODE    MOVED                         goes on elsewhere, with the blocks that this worker offers
 
 A prefill side that goes after the blocks have landed takes nothing with it.
 """
@@ -19,9 +20,11 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from baton.errors import BatonError, DeadlineExceeded, InternalError, InvalidRequest
+from baton.v1 import transfer_pb2
 from router.events import (
     Arrival,
     DeadlinePassed,
+    DrainBegan,
     Ended,
     EndReason,
     Landed,
@@ -48,6 +51,10 @@ class Retry:
     blamed: Side
     """Which worker to leave alone for a while."""
     message: str
+    moved: bool = False
+    """Nothing was lost: the worker drains."""
+    ticket: transfer_pb2.Ticket | None = None
+    """Of what it has computed, where it moves and has computed anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,7 @@ class _Effect(Enum):
     RETRY_WITHOUT_SOURCE = auto()
     INVALID = auto()
     DEADLINE = auto()
+    MOVE = auto()
     DEFECT = auto()
 
 
@@ -79,6 +87,7 @@ _EFFECTS = {
     (_P, EndReason.INVALID): _Effect.INVALID,
     (_P, EndReason.HANDOFF_FAILED): _Effect.RETRY_WITHOUT_SOURCE,
     (_P, EndReason.UNAVAILABLE): _Effect.RETRY,
+    (_P, EndReason.MOVED): _Effect.DEFECT,
     (_D, EndReason.STOP): _Effect.STOP,
     (_D, EndReason.LENGTH): _Effect.LENGTH,
     (_D, EndReason.PREFILLED): _Effect.DEFECT,
@@ -87,6 +96,7 @@ _EFFECTS = {
     (_D, EndReason.INVALID): _Effect.INVALID,
     (_D, EndReason.HANDOFF_FAILED): _Effect.RETRY_WITHOUT_SOURCE,
     (_D, EndReason.UNAVAILABLE): _Effect.RETRY,
+    (_D, EndReason.MOVED): _Effect.MOVE,
 }
 _FINISHES = {_Effect.STOP: FinishReason.STOP, _Effect.LENGTH: FinishReason.LENGTH}
 
@@ -101,6 +111,7 @@ class AttemptState:
         self._finish: Finish | None = None
         self.landed: Landed | None = None
         self.decode_spoke = False
+        self._moved_ticket: transfer_pb2.Ticket | None = None
         self.cached_tokens = 0
         """Of the prompt, where it is computed: found cached. What a receiving side finds saves bytes, not computing."""
 
@@ -127,9 +138,14 @@ class AttemptState:
             case Ended() as ended:
                 verdict = self._take_end(arrival.side, ended)
             case Landed() as landed:
-                self.landed = landed
+                if arrival.side is Side.DECODE:
+                    self.landed = landed
                 verdict = None
-            case Offered():
+            case Offered(ticket):
+                if arrival.side is Side.DECODE:
+                    self._moved_ticket = ticket
+                verdict = None
+            case DrainBegan():
                 verdict = None
             case Lost(message):
                 verdict = self._take_loss(arrival.side, message)
@@ -164,6 +180,8 @@ class AttemptState:
             return Fail(InvalidRequest(message))
         elif effect is _Effect.DEADLINE:
             return Fail(DeadlineExceeded(f"the deadline passed after {len(self._log)} tokens"))
+        elif effect is _Effect.MOVE:
+            return Retry(side, message, moved=True, ticket=self._moved_ticket)
         elif effect is _Effect.DEFECT:
             return Fail(InternalError(f"the {side.value} worker ended a request as {ended.reason.name}"))
         elif side is Side.PREFILL and self.handed_over:

@@ -38,6 +38,8 @@ from sim.redis import SimRegistration
 from sim.runner import SimRunner
 from sim.scenario import WorkerSpec
 from worker.core import WorkerCore
+from worker.fetching import Fetching
+from worker.lending import Lending
 from worker.role import Role, SendCommand
 from worker.session import WorkerService
 
@@ -134,20 +136,17 @@ class Life:
 
     def _role(self, core: WorkerCore, send: SendCommand, server: Server) -> Role:
         threads = Threads(cast(Any, _Nowhere()), cast(Any, _Nowhere()))
-        world, (_, _, transfers) = self._world, _bound_metrics()
-        if self.spec.role is not WorkerRole.PREFILL:
-            self.puller = Puller(
-                memory=self.memory,
-                layout=self.layout,
-                worker_id=self.record.id,
-                connector=Connector(self.memory, threads, setting="fake", network=world.transport),
-                threads=threads,
-                clock=world.clock,
-                metrics=transfers,
-                open_channel=world.network.open_channel,
-            )
-            asyncio.get_running_loop().create_task(self.puller.sweep())
-            return Admission(core, self.puller, send)
+        world, (_, workers, transfers) = self._world, _bound_metrics()
+        self.puller = puller = Puller(
+            memory=self.memory,
+            layout=self.layout,
+            worker_id=self.record.id,
+            connector=Connector(self.memory, threads, setting="fake", network=world.transport),
+            threads=threads,
+            clock=world.clock,
+            metrics=transfers,
+            open_channel=world.network.open_channel,
+        )
         permits = ReadPermits()
         self.ledger = ledger = SourceLedger(
             memory=self.memory,
@@ -156,19 +155,25 @@ class Life:
             address=self.address,
             incarnation=self.record.incarnation,
             lease_seconds=world.scenario.lease_seconds,
-            on_terminal=lambda request_id: handoff.set_over(request_id),
+            on_terminal=lambda request_id: role.set_over(request_id),
             clock=world.clock,
             metrics=transfers,
             executor=threads.memory,
             permits=permits,
         )
-        handoff = Handoff(core, ledger, send)
+        lending, fetching = Lending(ledger, send), Fetching(core, puller, send, workers)
+        role: Handoff | Admission
+        if self.spec.role is WorkerRole.PREFILL:
+            role = Handoff(core, ledger, lending, fetching, send)
+        else:
+            role = Admission(core, puller, lending, fetching, send)
         self.source = world.transport.add(self.spec.id, self.memory, permits)
         endpoint = self.source.endpoint()
-        service = TransferService(ledger, lambda: [endpoint], transfers)
+        service = TransferService(ledger, lambda: [endpoint], transfers, lending.lend)
         transfer_pb2_grpc.add_TransferServicer_to_server(service, cast(Any, server))
-        asyncio.get_running_loop().create_task(ledger.run_reaper())
-        return handoff
+        for work in (ledger.run_reaper(), puller.sweep()):
+            asyncio.get_running_loop().create_task(work)
+        return role
 
     def _hello(self) -> worker_pb2.Hello:
         scenario = self._world.scenario

@@ -138,6 +138,7 @@ class World:
         )
         routing = RoutingConfig(
             local_prefill_tokens=scenario.local_prefill_tokens,
+            fetch_prefix_tokens=2,
             request_timeout_seconds=self.request_timeout,
             resume_timeout_seconds=10.0,
         )

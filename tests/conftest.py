@@ -19,6 +19,11 @@ if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--storm-minutes", type=float, default=0.0, help="how long each storm of real faults goes on")
+    parser.addoption("--storm-seed", type=int, default=1, help="of the soak's storms of real faults")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """What only a device can show (graphs, memory that it reaches by itself) is not to be shown without one. All else
     of the kernels runs in the interpreter."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-from array import array
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,7 +24,7 @@ from engine.runners import RunnerLimits, activation_bytes, make_runner
 from engine.scheduler import Scheduler, SchedulerLimits
 from engine.swap import SwapPool
 from kvtransfer.memory import HostMemory, PoolMemory
-from worker.device_memory import DeviceMemory
+from worker.device_memory import DeviceMemory, share_generations
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +128,6 @@ def _pool(
             raise ConfigError(f"a KV pool of {size} MiB cannot be made ({error}); lower --kv-blocks") from None
         host.populate()
         return KVCache(layout, num_blocks, device, host.blocks, num_swap_slots), host, host.generations
-    generations = array("Q", bytes(8 * num_blocks))
+    shared = share_generations(num_blocks)
     cache = KVCache(layout, num_blocks, device, num_swap_slots=num_swap_slots)
-    return cache, DeviceMemory(cache, generations), generations
+    return cache, DeviceMemory(cache, shared), shared.generations

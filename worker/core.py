@@ -18,6 +18,7 @@ from typing import Protocol
 from baton.clock import Clock, MonotonicClock
 from baton.errors import BatonError, InvalidRequest
 from baton.ids import AttemptId, BlockHash
+from baton.logs import Rarely
 from baton.metrics import RequestMetrics, WorkerMetrics
 from baton.sampling import SamplingParams
 from baton.v1 import inference_pb2, worker_pb2
@@ -35,6 +36,7 @@ from engine.messages import (
 )
 from worker.role import Role
 from worker.session import Session
+from worker.wire import PrefixSource, attempt_id, proto_id
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ _END_REASONS = {
     EndReason.INVALID: worker_pb2.END_REASON_INVALID,
     EndReason.HANDOFF_FAILED: worker_pb2.END_REASON_HANDOFF_FAILED,
     EndReason.UNAVAILABLE: worker_pb2.END_REASON_UNAVAILABLE,
+    EndReason.MOVED: worker_pb2.END_REASON_MOVED,
 }
 _MAX_REQUEST_ID = 256
 
@@ -89,6 +92,7 @@ class WorkerCore:
         self._block_events = block_events
         self._request_metrics = request_metrics
         self._metrics = metrics
+        self._rarely = Rarely(log, self._clock)
         self._attempts: dict[AttemptId, _Attempt] = {}
         self._sessions: dict[Session, None] = {}  # in the order in which they were opened
         self._load = inference_pb2.Load()
@@ -122,13 +126,15 @@ class WorkerCore:
             self._handoff(message.handoff)
         elif kind == "cancel":
             self._cancel(message.cancel)
+        elif kind == "move":
+            self._move(message.move)
         else:
-            self._metrics.stale_messages.labels(kind="unknown").inc()
+            self._stale("unknown", "a message of no known kind")
 
     def _submit(self, session: Session, submit: worker_pb2.Submit) -> None:
-        request_id = _attempt_id(submit.id)
+        request_id = attempt_id(submit.id)
         if request_id in self._attempts:
-            self._metrics.stale_messages.labels(kind="submit").inc()
+            self._stale("submit", str(request_id))
             return
         self._attempts[request_id] = attempt = _Attempt(session, self._clock.now())
         self._all_over.clear()
@@ -146,25 +152,39 @@ class WorkerCore:
             )
         self._request_metrics.prompt_tokens.inc(request.num_prompt_tokens)
         self._request_metrics.request_prompt_tokens.observe(request.num_prompt_tokens)
-        self._role.submit(submit.task, request)
+        self._role.submit(submit.task, request, _prefix_source(request_id, submit))
 
     def _handoff(self, handoff: worker_pb2.Handoff) -> None:
-        request_id = _attempt_id(handoff.id)
+        request_id = attempt_id(handoff.id)
         attempt = self._attempts.get(request_id)
         if attempt is None or attempt.ended:
-            self._metrics.stale_messages.labels(kind="handoff").inc()
+            self._stale("handoff", str(request_id))
             return
         try:
             self._role.handoff(request_id, handoff.ticket)
         except BatonError as error:
+            self._stale("malformed", error.message)
             self._role.cancel(request_id, EndReason.HANDOFF_FAILED, error.message)
 
     def _cancel(self, cancel: worker_pb2.Cancel) -> None:
-        request_id = _attempt_id(cancel.id)
+        request_id = attempt_id(cancel.id)
         if request_id not in self._attempts:
-            self._metrics.stale_messages.labels(kind="cancel").inc()
+            self._stale("cancel", str(request_id))
             return
         self._role.cancel(request_id, EndReason.CANCELLED, "")
+
+    def _move(self, move: worker_pb2.Move) -> None:
+        request_id = attempt_id(move.id)
+        attempt = self._attempts.get(request_id)
+        if attempt is None or attempt.ended:
+            self._stale("move", str(request_id))
+            return
+        self._role.move(request_id)
+
+    def _stale(self, kind: str, message: str) -> None:
+        """Of no use, or of none any more: it changes nothing."""
+        self._metrics.stale_messages.labels(kind=kind).inc()
+        self._rarely.info(f"dropped, {kind}", message)
 
     def _checked(self, request_id: AttemptId, submit: worker_pb2.Submit) -> AddRequest:
         """Raises InvalidRequest. The router has checked already; a worker trusts nobody with its engine."""
@@ -226,7 +246,7 @@ class WorkerCore:
 
     def tell(self, event: worker_pb2.RequestEvent) -> None:
         """Puts an event of the role's into the next Step of the attempt's session."""
-        attempt = self._attempts.get(_attempt_id(event.id))
+        attempt = self._attempts.get(attempt_id(event.id))
         if attempt is not None and not attempt.ended:
             attempt.session.add(event)
             attempt.session.flush(self._load, self._draining)
@@ -254,7 +274,7 @@ class WorkerCore:
         attempt.last_token = now
         self._request_metrics.generation_tokens.inc(len(event.token_ids))
         tokens = worker_pb2.Tokens(index=event.index, token_ids=event.token_ids, cached_tokens=event.num_cached_tokens)
-        attempt.session.add(worker_pb2.RequestEvent(id=_proto_id(event.id), tokens=tokens))
+        attempt.session.add(worker_pb2.RequestEvent(id=proto_id(event.id), tokens=tokens))
 
     def _end(self, request_id: AttemptId, reason: EndReason, message: str) -> None:
         attempt = self._attempts.get(request_id)
@@ -264,7 +284,7 @@ class WorkerCore:
         if attempt.deadline is not None:
             attempt.deadline.cancel()
         ended = worker_pb2.Ended(reason=_END_REASONS[reason], message=message)
-        attempt.session.add(worker_pb2.RequestEvent(id=_proto_id(request_id), ended=ended))
+        attempt.session.add(worker_pb2.RequestEvent(id=proto_id(request_id), ended=ended))
         self._request_metrics.e2e_request_latency.observe(self._clock.now() - attempt.arrived)
         self._request_metrics.ended(reason.value)
         if not self._role.holds(request_id):
@@ -284,6 +304,7 @@ class WorkerCore:
     async def drain(self, seconds: float) -> None:
         """Takes no more requests, lets the open ones and what they hold end, then ends what is left: their routers
         go on with them elsewhere."""
+        started = self._clock.now()
         self._draining = True
         for session in self._sessions:
             session.put(worker_pb2.Step(load=self._load, draining=True))
@@ -293,6 +314,8 @@ class WorkerCore:
         except TimeoutError:
             log.warning("%d attempts did not end within %.0f s of draining", len(self._attempts), seconds)
             self.end_all("the worker is shutting down")
+            return
+        await self._role.drain(max(0.0, started + seconds - self._clock.now()))
 
     def end_all(self, message: str) -> None:
         for request_id in list(self._attempts):
@@ -301,12 +324,15 @@ class WorkerCore:
         self._flush()
 
 
-def _attempt_id(message: worker_pb2.AttemptId) -> AttemptId:
-    return AttemptId(message.request_id, message.attempt)
-
-
-def _proto_id(request_id: AttemptId) -> worker_pb2.AttemptId:
-    return worker_pb2.AttemptId(request_id=request_id.request_id, attempt=request_id.attempt)
+def _prefix_source(request_id: AttemptId, submit: worker_pb2.Submit) -> PrefixSource | None:
+    """A hint: one that can't be read is none."""
+    if not submit.HasField("prefix"):
+        return None
+    try:
+        return PrefixSource.from_proto(submit.prefix)
+    except BatonError as error:
+        log.warning("%s: all of its prompt is computed here: %s", request_id, error.message)
+        return None
 
 
 def _load_proto(load: Load) -> inference_pb2.Load:

@@ -1,4 +1,5 @@
-"""A pool in device memory as kvtransfer sees it: blocks are copied through pinned host memory.
+"""A pool in device memory as kvtransfer sees it: blocks are copied through pinned host memory, or, between two
+processes that share the device, within it.
 
 On a stream of its own, for a copy would otherwise wait for all steps that are queued. That is right because others see
 to the order: what is read was sealed by a step that the host has waited for, and what is written belongs to no step
@@ -7,16 +8,26 @@ before it is committed.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
 import torch
 
-from engine.block_pool import Generations
+from baton.errors import TransferRefused
 from engine.kv_cache import KVCache
+from kvtransfer.memory import HostMemory, PoolShape
+from kvtransfer.transports.base import runs
+from kvtransfer.transports.cuda_ipc import DeviceHandle, DevicePool, PeerBlocks
+from worker.cuda_driver import CudaError, Device
+
+log = logging.getLogger(__name__)
 
 
-class DeviceMemory:
+class DeviceMemory(DevicePool):
     """A `kvtransfer.memory.PoolMemory`, of a CUDA device."""
 
-    def __init__(self, cache: KVCache, generations: Generations) -> None:
+    def __init__(self, cache: KVCache, generations: HostMemory) -> None:
+        """`generations`: as `share_generations` makes it, of as many blocks as `cache` has."""
         self.cache = cache
         self._generations = generations
         self._stream = torch.cuda.Stream(cache.device)  # type: ignore[no-untyped-call]  # torch gives it no types
@@ -30,7 +41,7 @@ class DeviceMemory:
         return self.cache.layout.block_bytes
 
     def generation(self, index: int) -> int:
-        return self._generations[index]
+        return self._generations.generation(index)
 
     def view(self, index: int, count: int = 1) -> None:
         """The host cannot reach these bytes."""
@@ -49,6 +60,80 @@ class DeviceMemory:
         with torch.cuda.stream(self._stream):
             self.cache.bytes_of(index, len(data) // self.block_bytes).copy_(host, non_blocking=True)
         self._stream.synchronize()
+
+    @property
+    def shared_generations(self) -> HostMemory:
+        return self._generations
+
+    def export(self) -> DeviceHandle | None:
+        try:
+            device = self._device()
+            return DeviceHandle(device.uuid(), *device.export(self.cache.tensor.data_ptr()))
+        except CudaError as error:
+            log.info("other processes can't map the KV pool: %s", error)
+            return None
+
+    def map_peer(self, handle: DeviceHandle, shape: PoolShape) -> PeerBlocks:
+        try:
+            device = self._device()
+            if handle.device_uuid != device.uuid():
+                raise TransferRefused("the source's pool is on another GPU")
+            return _Mapped(self, device, handle, shape)
+        except CudaError as error:
+            raise TransferRefused(f"the source's pool can't be mapped: {error}") from None
+
+    def copy_from(self, blocks: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> None:
+        """Places in `blocks` `[n, block_bytes]` uint8 of this device, and in this pool. Returns when they are there."""
+        with torch.cuda.stream(self._stream):
+            for source, destination, count in runs(pairs):
+                of = blocks[source : source + count].view(-1)
+                self.cache.bytes_of(destination, count).copy_(of, non_blocking=True)
+        self._stream.synchronize()
+
+    def _device(self) -> Device:
+        index = self.cache.device.index
+        return Device(torch.cuda.current_device() if index is None else index)
+
+
+def share_generations(num_blocks: int) -> HostMemory:
+    """Of a pool in device memory: shared memory that has generations, and a byte for each block that nobody uses."""
+    return HostMemory.create(num_blocks, 1)
+
+
+class _Mapped(PeerBlocks):
+    """What `__cuda_array_interface__` says is how torch takes memory for a tensor that it did not allocate."""
+
+    def __init__(self, memory: DeviceMemory, device: Device, handle: DeviceHandle, shape: PoolShape) -> None:
+        """Raises CudaError, and TransferRefused where the allocation is smaller than the pool."""
+        self._memory = memory
+        self._device = device
+        self._start = device.open(handle.handle)
+        base, size = device.allocation(self._start)
+        needed = handle.offset + shape.num_blocks * shape.block_bytes
+        if base != self._start or needed > size:
+            device.close(self._start)
+            raise TransferRefused(f"the source's pool would take {needed} bytes of an allocation of {size}")
+        self.__cuda_array_interface__ = {
+            "shape": tuple(shape),
+            "typestr": "|u1",
+            "data": (self._start + handle.offset, False),
+            "version": 3,
+        }
+        self._blocks: torch.Tensor | None = torch.as_tensor(self, device=memory.cache.device)
+        assert self._blocks.data_ptr() == self._start + handle.offset, "torch made a copy of the source's pool"
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        assert self._blocks is not None, "copied from a pool that was let go of"
+        self._memory.copy_from(self._blocks, pairs)
+
+    def close(self) -> None:
+        if self._blocks is None:
+            return
+        self._blocks = None
+        try:
+            self._device.close(self._start)
+        except CudaError as error:
+            log.warning("a peer's pool stays mapped: %s", error)
 
 
 def _bytes(host: torch.Tensor) -> memoryview:

@@ -33,6 +33,7 @@ from worker.build import Built, build, load
 from worker.core import WorkerCore
 from worker.role import Role, SendCommand
 from worker.session import WorkerService
+from worker.unreadable import UnreadableAsEmpty
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Surroundings:
     record: WorkerRecord
     built: Built
     metrics: TransferMetrics
+    worker_metrics: WorkerMetrics
     server: grpc.aio.Server
     """To add a service to, before it starts."""
     stack: AsyncExitStack
@@ -110,13 +112,16 @@ async def _serve(part: str, role: WorkerRole, config: WorkerConfig, make_role: M
             on_events=lambda events, now: _hop(loop, lambda: core.on_engine_events(events, now)),
             on_failure=lambda error: _hop(loop, lambda: failed(error)),
         )
-        surroundings = Surroundings(config, record, built, TransferMetrics(metrics), doors.server, stack)
+        worker_metrics = WorkerMetrics(metrics)
+        surroundings = Surroundings(
+            config, record, built, TransferMetrics(metrics), worker_metrics, doors.server, stack
+        )  # fmt: skip
         core = WorkerCore(
             lambda core: make_role(core, engine.send, surroundings),
             vocab_size=built.vocab_size,
             block_events=registration,
             request_metrics=RequestMetrics(metrics, name),
-            metrics=WorkerMetrics(metrics),
+            metrics=worker_metrics,
         )
         service = WorkerService(core, _hello(record, built))
         worker_pb2_grpc.add_WorkerServicer_to_server(service, doors.server)
@@ -151,7 +156,7 @@ def _hop(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
 
 async def _open_doors(config: WorkerConfig, metrics: Metrics, stack: AsyncExitStack) -> _Doors:
     """Raises PortInUse, RedisUnreachable."""
-    server = grpc.aio.server(options=server_options())
+    server = grpc.aio.server(interceptors=[UnreadableAsEmpty()], options=server_options())
     grpc_port = bind(server, config.host, config.grpc_port)
     metrics_port = _serve_metrics(config, metrics)
     redis = None

@@ -1,4 +1,4 @@
-"""`baton bench engine|serve`: hands over to `bench`, which needs what workers and routers need and this does not."""
+"""`baton bench engine|serve|transfer|handoff`: hands over to `bench`, which needs what workers and routers do."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from baton.errors import ConfigError
 COMMANDS = {
     "engine": "the engine alone, offline: throughput, steps, prefill, beside the machine's limits and peers",
     "serve": "servers that speak OpenAI's completions, online: latencies and goodput by rate",
+    "transfer": "blocks between two processes, by shm and tcp, beside memcpy and a bare socket",
+    "handoff": "prefill and decode on two workers beside a unified one: first token, handoff gap",
 }
 
 
 def usage() -> str:
-    lines = [f"  baton bench {name:<6}  {what}" for name, what in COMMANDS.items()]
+    lines = [f"  baton bench {name:<8}  {what}" for name, what in COMMANDS.items()]
     return "\n".join(
         ["usage: baton bench COMMAND [FLAGS]", "", *lines, "", "`baton bench COMMAND --help` lists a command's flags."]
     )

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x62\x61ton/v1/transfer.proto\x12\x08\x62\x61ton.v1\"\x86\x02\n\x06Ticket\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\x1a\n\x12layout_fingerprint\x18\x05 \x01(\x0c\x12%\n\x06\x62locks\x18\x06 \x03(\x0b\x32\x15.baton.v1.TicketBlock\x12\x10\n\x08lease_ms\x18\x07 \x01(\r\x12\x12\n\nnum_tokens\x18\x08 \x01(\r\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x0f\n\x07\x61ttempt\x18\n \x01(\r\x12 \n\x06layout\x18\x0b \x01(\x0b\x32\x10.baton.v1.Layout\"\xa4\x01\n\x06Layout\x12\x12\n\nnum_layers\x18\x01 \x01(\r\x12\x14\n\x0cnum_kv_heads\x18\x02 \x01(\r\x12\x10\n\x08head_dim\x18\x03 \x01(\r\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x06 \x01(\x0c\x12\x0f\n\x07tp_size\x18\x07 \x01(\r\x12\x0f\n\x07tp_rank\x18\x08 \x01(\r\">\n\x0bTicketBlock\x12\r\n\x05index\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\"7\n\x0bKeepRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"e\n\x0cKeepResponse\x12$\n\x07renewed\x18\x01 \x01(\x0b\x32\x11.baton.v1.RenewedH\x00\x12$\n\x07refused\x18\x02 \x01(\x0b\x32\x11.baton.v1.RefusedH\x00\x42\t\n\x07message\"\x82\x01\n\x0bPullRequest\x12 \n\x05\x63laim\x18\x01 \x01(\x0b\x32\x0f.baton.v1.ClaimH\x00\x12 \n\x05renew\x18\x02 \x01(\x0b\x32\x0f.baton.v1.RenewH\x00\x12$\n\x07release\x18\x03 \x01(\x0b\x32\x11.baton.v1.ReleaseH\x00\x42\t\n\x07message\"\xd0\x01\n\x05\x43laim\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x1a\n\x12layout_fingerprint\x18\x05 \x01(\x0c\x12\x13\n\x0b\x66irst_block\x18\x06 \x01(\r\x12\x11\n\tworker_id\x18\x07 \x01(\t\x12\x12\n\ntransports\x18\x08 \x03(\t\x12 \n\x06layout\x18\t \x01(\x0b\x32\x10.baton.v1.Layout\"\x07\n\x05Renew\"\t\n\x07Release\"\xd9\x01\n\x0cPullResponse\x12$\n\x07\x63laimed\x18\x01 \x01(\x0b\x32\x11.baton.v1.ClaimedH\x00\x12\"\n\x06sealed\x18\x02 \x01(\x0b\x32\x10.baton.v1.SealedH\x00\x12(\n\tprefilled\x18\x03 \x01(\x0b\x32\x13.baton.v1.PrefilledH\x00\x12$\n\x07renewed\x18\x04 \x01(\x0b\x32\x11.baton.v1.RenewedH\x00\x12$\n\x07refused\x18\x05 \x01(\x0b\x32\x11.baton.v1.RefusedH\x00\x42\t\n\x07message\"B\n\x07\x43laimed\x12%\n\tendpoints\x18\x01 \x03(\x0b\x32\x12.baton.v1.Endpoint\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\".\n\x08\x45ndpoint\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0c\"\x1b\n\x07Renewed\x12\x10\n\x08lease_ms\x18\x01 \x01(\r\"/\n\x06Sealed\x12%\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x15.baton.v1.SealedBlock\"1\n\x0bSealedBlock\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\x04\"\x1d\n\tPrefilled\x12\x10\n\x08token_id\x18\x01 \x01(\r\"C\n\x07Refused\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.baton.v1.RefusalReason\x12\x0f\n\x07message\x18\x02 \x01(\t*\x98\x02\n\rRefusalReason\x12\x1e\n\x1aREFUSAL_REASON_UNSPECIFIED\x10\x00\x12#\n\x1fREFUSAL_REASON_UNKNOWN_TRANSFER\x10\x01\x12$\n REFUSAL_REASON_STALE_INCARNATION\x10\x02\x12\"\n\x1eREFUSAL_REASON_LAYOUT_MISMATCH\x10\x03\x12\x1a\n\x16REFUSAL_REASON_EXPIRED\x10\x04\x12\x1a\n\x16REFUSAL_REASON_ABORTED\x10\x05\x12\x1c\n\x18REFUSAL_REASON_MALFORMED\x10\x06\x12\"\n\x1eREFUSAL_REASON_ALREADY_CLAIMED\x10\x07\x32|\n\x08Transfer\x12\x39\n\x04Pull\x12\x15.baton.v1.PullRequest\x1a\x16.baton.v1.PullResponse(\x01\x30\x01\x12\x35\n\x04Keep\x12\x15.baton.v1.KeepRequest\x1a\x16.baton.v1.KeepResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x62\x61ton/v1/transfer.proto\x12\x08\x62\x61ton.v1\"\x86\x02\n\x06Ticket\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\x1a\n\x12layout_fingerprint\x18\x05 \x01(\x0c\x12%\n\x06\x62locks\x18\x06 \x03(\x0b\x32\x15.baton.v1.TicketBlock\x12\x10\n\x08lease_ms\x18\x07 \x01(\r\x12\x12\n\nnum_tokens\x18\x08 \x01(\r\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x0f\n\x07\x61ttempt\x18\n \x01(\r\x12 \n\x06layout\x18\x0b \x01(\x0b\x32\x10.baton.v1.Layout\"\xa4\x01\n\x06Layout\x12\x12\n\nnum_layers\x18\x01 \x01(\r\x12\x14\n\x0cnum_kv_heads\x18\x02 \x01(\r\x12\x10\n\x08head_dim\x18\x03 \x01(\r\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x06 \x01(\x0c\x12\x0f\n\x07tp_size\x18\x07 \x01(\r\x12\x0f\n\x07tp_rank\x18\x08 \x01(\r\">\n\x0bTicketBlock\x12\r\n\x05index\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\"7\n\x0bKeepRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"e\n\x0cKeepResponse\x12$\n\x07renewed\x18\x01 \x01(\x0b\x32\x11.baton.v1.RenewedH\x00\x12$\n\x07refused\x18\x02 \x01(\x0b\x32\x11.baton.v1.RefusedH\x00\x42\t\n\x07message\"\x86\x01\n\x0bLendRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x1a\n\x12layout_fingerprint\x18\x04 \x01(\x0c\x12\x11\n\tworker_id\x18\x05 \x01(\t\x12\x0e\n\x06hashes\x18\x06 \x03(\x0c\"c\n\x0cLendResponse\x12\"\n\x06ticket\x18\x01 \x01(\x0b\x32\x10.baton.v1.TicketH\x00\x12$\n\x07refused\x18\x02 \x01(\x0b\x32\x11.baton.v1.RefusedH\x00\x42\t\n\x07message\"\x82\x01\n\x0bPullRequest\x12 \n\x05\x63laim\x18\x01 \x01(\x0b\x32\x0f.baton.v1.ClaimH\x00\x12 \n\x05renew\x18\x02 \x01(\x0b\x32\x0f.baton.v1.RenewH\x00\x12$\n\x07release\x18\x03 \x01(\x0b\x32\x11.baton.v1.ReleaseH\x00\x42\t\n\x07message\"\xd0\x01\n\x05\x43laim\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x1a\n\x12layout_fingerprint\x18\x05 \x01(\x0c\x12\x13\n\x0b\x66irst_block\x18\x06 \x01(\r\x12\x11\n\tworker_id\x18\x07 \x01(\t\x12\x12\n\ntransports\x18\x08 \x03(\t\x12 \n\x06layout\x18\t \x01(\x0b\x32\x10.baton.v1.Layout\"\x07\n\x05Renew\"\t\n\x07Release\"\xd9\x01\n\x0cPullResponse\x12$\n\x07\x63laimed\x18\x01 \x01(\x0b\x32\x11.baton.v1.ClaimedH\x00\x12\"\n\x06sealed\x18\x02 \x01(\x0b\x32\x10.baton.v1.SealedH\x00\x12(\n\tprefilled\x18\x03 \x01(\x0b\x32\x13.baton.v1.PrefilledH\x00\x12$\n\x07renewed\x18\x04 \x01(\x0b\x32\x11.baton.v1.RenewedH\x00\x12$\n\x07refused\x18\x05 \x01(\x0b\x32\x11.baton.v1.RefusedH\x00\x42\t\n\x07message\"B\n\x07\x43laimed\x12%\n\tendpoints\x18\x01 \x03(\x0b\x32\x12.baton.v1.Endpoint\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\".\n\x08\x45ndpoint\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0c\"\x1b\n\x07Renewed\x12\x10\n\x08lease_ms\x18\x01 \x01(\r\"/\n\x06Sealed\x12%\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x15.baton.v1.SealedBlock\"1\n\x0bSealedBlock\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\x04\"/\n\tPrefilled\x12\x15\n\x08token_id\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_token_id\"C\n\x07Refused\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.baton.v1.RefusalReason\x12\x0f\n\x07message\x18\x02 \x01(\t*\xb5\x02\n\rRefusalReason\x12\x1e\n\x1aREFUSAL_REASON_UNSPECIFIED\x10\x00\x12#\n\x1fREFUSAL_REASON_UNKNOWN_TRANSFER\x10\x01\x12$\n REFUSAL_REASON_STALE_INCARNATION\x10\x02\x12\"\n\x1eREFUSAL_REASON_LAYOUT_MISMATCH\x10\x03\x12\x1a\n\x16REFUSAL_REASON_EXPIRED\x10\x04\x12\x1a\n\x16REFUSAL_REASON_ABORTED\x10\x05\x12\x1c\n\x18REFUSAL_REASON_MALFORMED\x10\x06\x12\"\n\x1eREFUSAL_REASON_ALREADY_CLAIMED\x10\x07\x12\x1b\n\x17REFUSAL_REASON_NOT_HELD\x10\x08\x32\xb3\x01\n\x08Transfer\x12\x39\n\x04Pull\x12\x15.baton.v1.PullRequest\x1a\x16.baton.v1.PullResponse(\x01\x30\x01\x12\x35\n\x04Keep\x12\x15.baton.v1.KeepRequest\x1a\x16.baton.v1.KeepResponse\x12\x35\n\x04Lend\x12\x15.baton.v1.LendRequest\x1a\x16.baton.v1.LendResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.v1.transfer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REFUSALREASON']._serialized_start=1623
-  _globals['_REFUSALREASON']._serialized_end=1903
+  _globals['_REFUSALREASON']._serialized_start=1879
+  _globals['_REFUSALREASON']._serialized_end=2188
   _globals['_TICKET']._serialized_start=38
   _globals['_TICKET']._serialized_end=300
   _globals['_LAYOUT']._serialized_start=303
@@ -43,30 +43,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEEPREQUEST']._serialized_end=588
   _globals['_KEEPRESPONSE']._serialized_start=590
   _globals['_KEEPRESPONSE']._serialized_end=691
-  _globals['_PULLREQUEST']._serialized_start=694
-  _globals['_PULLREQUEST']._serialized_end=824
-  _globals['_CLAIM']._serialized_start=827
-  _globals['_CLAIM']._serialized_end=1035
-  _globals['_RENEW']._serialized_start=1037
-  _globals['_RENEW']._serialized_end=1044
-  _globals['_RELEASE']._serialized_start=1046
-  _globals['_RELEASE']._serialized_end=1055
-  _globals['_PULLRESPONSE']._serialized_start=1058
-  _globals['_PULLRESPONSE']._serialized_end=1275
-  _globals['_CLAIMED']._serialized_start=1277
-  _globals['_CLAIMED']._serialized_end=1343
-  _globals['_ENDPOINT']._serialized_start=1345
-  _globals['_ENDPOINT']._serialized_end=1391
-  _globals['_RENEWED']._serialized_start=1393
-  _globals['_RENEWED']._serialized_end=1420
-  _globals['_SEALED']._serialized_start=1422
-  _globals['_SEALED']._serialized_end=1469
-  _globals['_SEALEDBLOCK']._serialized_start=1471
-  _globals['_SEALEDBLOCK']._serialized_end=1520
-  _globals['_PREFILLED']._serialized_start=1522
-  _globals['_PREFILLED']._serialized_end=1551
-  _globals['_REFUSED']._serialized_start=1553
-  _globals['_REFUSED']._serialized_end=1620
-  _globals['_TRANSFER']._serialized_start=1905
-  _globals['_TRANSFER']._serialized_end=2029
+  _globals['_LENDREQUEST']._serialized_start=694
+  _globals['_LENDREQUEST']._serialized_end=828
+  _globals['_LENDRESPONSE']._serialized_start=830
+  _globals['_LENDRESPONSE']._serialized_end=929
+  _globals['_PULLREQUEST']._serialized_start=932
+  _globals['_PULLREQUEST']._serialized_end=1062
+  _globals['_CLAIM']._serialized_start=1065
+  _globals['_CLAIM']._serialized_end=1273
+  _globals['_RENEW']._serialized_start=1275
+  _globals['_RENEW']._serialized_end=1282
+  _globals['_RELEASE']._serialized_start=1284
+  _globals['_RELEASE']._serialized_end=1293
+  _globals['_PULLRESPONSE']._serialized_start=1296
+  _globals['_PULLRESPONSE']._serialized_end=1513
+  _globals['_CLAIMED']._serialized_start=1515
+  _globals['_CLAIMED']._serialized_end=1581
+  _globals['_ENDPOINT']._serialized_start=1583
+  _globals['_ENDPOINT']._serialized_end=1629
+  _globals['_RENEWED']._serialized_start=1631
+  _globals['_RENEWED']._serialized_end=1658
+  _globals['_SEALED']._serialized_start=1660
+  _globals['_SEALED']._serialized_end=1707
+  _globals['_SEALEDBLOCK']._serialized_start=1709
+  _globals['_SEALEDBLOCK']._serialized_end=1758
+  _globals['_PREFILLED']._serialized_start=1760
+  _globals['_PREFILLED']._serialized_end=1807
+  _globals['_REFUSED']._serialized_start=1809
+  _globals['_REFUSED']._serialized_end=1876
+  _globals['_TRANSFER']._serialized_start=2191
+  _globals['_TRANSFER']._serialized_end=2370
 # @@protoc_insertion_point(module_scope)

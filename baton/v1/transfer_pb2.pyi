@@ -40,6 +40,8 @@ class _RefusalReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Refusal
     """A message that breaks the protocol."""
     REFUSAL_REASON_ALREADY_CLAIMED: _RefusalReason.ValueType  # 7
     """Another worker pulls the set."""
+    REFUSAL_REASON_NOT_HELD: _RefusalReason.ValueType  # 8
+    """None of the blocks that were asked for is here (any more)."""
 
 class RefusalReason(_RefusalReason, metaclass=_RefusalReasonEnumTypeWrapper): ...
 
@@ -58,6 +60,8 @@ REFUSAL_REASON_MALFORMED: RefusalReason.ValueType  # 6
 """A message that breaks the protocol."""
 REFUSAL_REASON_ALREADY_CLAIMED: RefusalReason.ValueType  # 7
 """Another worker pulls the set."""
+REFUSAL_REASON_NOT_HELD: RefusalReason.ValueType  # 8
+"""None of the blocks that were asked for is here (any more)."""
 Global___RefusalReason: _TypeAlias = RefusalReason  # noqa: Y015
 
 @_typing.final
@@ -251,6 +255,73 @@ class KeepResponse(_message.Message):
 Global___KeepResponse: _TypeAlias = KeepResponse  # noqa: Y015
 
 @_typing.final
+class LendRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    LAYOUT_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    HASHES_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.int
+    """The lender's."""
+    request_id: _builtins.str
+    attempt: _builtins.int
+    layout_fingerprint: _builtins.bytes
+    worker_id: _builtins.str
+    """Who asks."""
+    @_builtins.property
+    def hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Of the blocks, 32 bytes each, parents before children."""
+
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        layout_fingerprint: _builtins.bytes = ...,
+        worker_id: _builtins.str = ...,
+        hashes: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "hashes", b"hashes", "incarnation", b"incarnation", "layout_fingerprint", b"layout_fingerprint", "request_id", b"request_id", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LendRequest: _TypeAlias = LendRequest  # noqa: Y015
+
+@_typing.final
+class LendResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKET_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ticket(self) -> Global___Ticket:
+        """Of those blocks, from the first on, that are here."""
+
+    @_builtins.property
+    def refused(self) -> Global___Refused: ...
+    def __init__(
+        self,
+        *,
+        ticket: Global___Ticket | None = ...,
+        refused: Global___Refused | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "refused", b"refused", "ticket", b"ticket"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "refused", b"refused", "ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["ticket", "refused"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___LendResponse: _TypeAlias = LendResponse  # noqa: Y015
+
+@_typing.final
 class PullRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -381,7 +452,7 @@ class PullResponse(_message.Message):
     def sealed(self) -> Global___Sealed: ...
     @_builtins.property
     def prefilled(self) -> Global___Prefilled:
-        """The source has computed everything and sampled the next token."""
+        """All blocks are sealed; where they were computed for the puller, the next token is sampled."""
 
     @_builtins.property
     def renewed(self) -> Global___Renewed:
@@ -530,17 +601,19 @@ class Prefilled(_message.Message):
 
     TOKEN_ID_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
-    """The first token that the source sampled."""
+    """The first token that the source sampled. Unset for blocks that were cached."""
     def __init__(
         self,
         *,
-        token_id: _builtins.int = ...,
+        token_id: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_token_id", b"_token_id", "token_id", b"token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token_id", b"_token_id", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__token_id: _TypeAlias = _typing.Literal["token_id"]  # noqa: Y015
+    _WhichOneofArgType__token_id: _TypeAlias = _typing.Literal["_token_id", b"_token_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__token_id) -> _WhichOneofReturnType__token_id | None: ...
 
 Global___Prefilled: _TypeAlias = Prefilled  # noqa: Y015
 

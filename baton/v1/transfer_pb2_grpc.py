@@ -45,6 +45,11 @@ class TransferStub:
                 request_serializer=baton_dot_v1_dot_transfer__pb2.KeepRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_transfer__pb2.KeepResponse.FromString,
                 _registered_method=True)
+        self.Lend = channel.unary_unary(
+                '/baton.v1.Transfer/Lend',
+                request_serializer=baton_dot_v1_dot_transfer__pb2.LendRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_transfer__pb2.LendResponse.FromString,
+                _registered_method=True)
 
 
 class TransferServicer:
@@ -68,6 +73,14 @@ class TransferServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Lend(self, request, context):
+        """Asks for blocks by name: those that the worker has cached are offered, as if they had just been prefilled for the
+        asker. A repeat gets the ticket of the first time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TransferServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -80,6 +93,11 @@ def add_TransferServicer_to_server(servicer, server):
                     servicer.Keep,
                     request_deserializer=baton_dot_v1_dot_transfer__pb2.KeepRequest.FromString,
                     response_serializer=baton_dot_v1_dot_transfer__pb2.KeepResponse.SerializeToString,
+            ),
+            'Lend': grpc.unary_unary_rpc_method_handler(
+                    servicer.Lend,
+                    request_deserializer=baton_dot_v1_dot_transfer__pb2.LendRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_transfer__pb2.LendResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -137,6 +155,33 @@ class Transfer:
             '/baton.v1.Transfer/Keep',
             baton_dot_v1_dot_transfer__pb2.KeepRequest.SerializeToString,
             baton_dot_v1_dot_transfer__pb2.KeepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Lend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Transfer/Lend',
+            baton_dot_v1_dot_transfer__pb2.LendRequest.SerializeToString,
+            baton_dot_v1_dot_transfer__pb2.LendResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,10 @@ class TransferStub:
     """Renews the lease of an offer that nobody has claimed. A puller that waits for room in its own pool says so: until it
     has reserved blocks it claims nothing.
     """
+    Lend: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.LendRequest, _transfer_pb2.LendResponse]
+    """Asks for blocks by name: those that the worker has cached are offered, as if they had just been prefilled for the
+    asker. A repeat gets the ticket of the first time.
+    """
 
 @_typing.type_check_only
 class TransferAsyncStub(TransferStub):
@@ -56,6 +60,10 @@ class TransferAsyncStub(TransferStub):
     Keep: _aio.UnaryUnaryMultiCallable[_transfer_pb2.KeepRequest, _transfer_pb2.KeepResponse]  # type: ignore[assignment]
     """Renews the lease of an offer that nobody has claimed. A puller that waits for room in its own pool says so: until it
     has reserved blocks it claims nothing.
+    """
+    Lend: _aio.UnaryUnaryMultiCallable[_transfer_pb2.LendRequest, _transfer_pb2.LendResponse]  # type: ignore[assignment]
+    """Asks for blocks by name: those that the worker has cached are offered, as if they had just been prefilled for the
+    asker. A repeat gets the ticket of the first time.
     """
 
 class TransferServicer(metaclass=_abc_1.ABCMeta):
@@ -80,6 +88,16 @@ class TransferServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_transfer_pb2.KeepResponse, _abc.Awaitable[_transfer_pb2.KeepResponse]]:
         """Renews the lease of an offer that nobody has claimed. A puller that waits for room in its own pool says so: until it
         has reserved blocks it claims nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def Lend(
+        self,
+        request: _transfer_pb2.LendRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_transfer_pb2.LendResponse, _abc.Awaitable[_transfer_pb2.LendResponse]]:
+        """Asks for blocks by name: those that the worker has cached are offered, as if they had just been prefilled for the
+        asker. A repeat gets the ticket of the first time.
         """
 
 def add_TransferServicer_to_server(servicer: TransferServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,7 +26,7 @@ from baton.v1 import inference_pb2 as baton_dot_v1_dot_inference__pb2
 from baton.v1 import transfer_pb2 as baton_dot_v1_dot_transfer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/v1/worker.proto\x12\x08\x62\x61ton.v1\x1a\x18\x62\x61ton/v1/inference.proto\x1a\x17\x62\x61ton/v1/transfer.proto\"\x89\x01\n\x0eSessionRequest\x12\"\n\x06submit\x18\x01 \x01(\x0b\x32\x10.baton.v1.SubmitH\x00\x12$\n\x07handoff\x18\x02 \x01(\x0b\x32\x11.baton.v1.HandoffH\x00\x12\"\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x10.baton.v1.CancelH\x00\x42\t\n\x07message\"^\n\x0fSessionResponse\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.baton.v1.HelloH\x00\x12\x1e\n\x04step\x18\x02 \x01(\x0b\x32\x0e.baton.v1.StepH\x00\x42\t\n\x07message\"\x95\x01\n\x05Hello\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\"\n\x04role\x18\x03 \x01(\x0e\x32\x14.baton.v1.WorkerRole\x12\"\n\x05model\x18\x04 \x01(\x0b\x32\x13.baton.v1.ModelInfo\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x0f\n\x07metrics\x18\x06 \x01(\t\"\xf0\x01\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nblock_size\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x16\n\x0emax_prompt_len\x18\x05 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x06 \x01(\x0c\x12\x1a\n\x12layout_fingerprint\x18\x07 \x01(\x0c\x12\x0e\n\x06source\x18\x08 \x01(\t\x12\x15\n\reos_token_ids\x18\t \x03(\r\x12 \n\x06layout\x18\n \x01(\x0b\x32\x10.baton.v1.Layout\"0\n\tAttemptId\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"\xd3\x01\n\x06Submit\x12\x1f\n\x02id\x18\x01 \x01(\x0b\x32\x13.baton.v1.AttemptId\x12\x1c\n\x04task\x18\x02 \x01(\x0e\x32\x0e.baton.v1.Task\x12\x15\n\ttoken_ids\x18\x03 \x03(\rB\x02\x10\x01\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12*\n\x08sampling\x18\x05 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x12\n\ncache_salt\x18\x06 \x01(\x0c\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x07 \x01(\x01\"L\n\x07Handoff\x12\x1f\n\x02id\x18\x01 \x01(\x0b\x32\x13.baton.v1.AttemptId\x12 \n\x06ticket\x18\x02 \x01(\x0b\x32\x10.baton.v1.Ticket\")\n\x06\x43\x61ncel\x12\x1f\n\x02id\x18\x01 \x01(\x0b\x32\x13.baton.v1.AttemptId\"^\n\x04Step\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.baton.v1.RequestEvent\x12\x1c\n\x04load\x18\x02 \x01(\x0b\x32\x0e.baton.v1.Load\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\"\xc6\x01\n\x0cRequestEvent\x12\x1f\n\x02id\x18\x01 \x01(\x0b\x32\x13.baton.v1.AttemptId\x12\"\n\x06ticket\x18\x02 \x01(\x0b\x32\x10.baton.v1.TicketH\x00\x12\"\n\x06tokens\x18\x03 \x01(\x0b\x32\x10.baton.v1.TokensH\x00\x12\"\n\x06landed\x18\x04 \x01(\x0b\x32\x10.baton.v1.LandedH\x00\x12 \n\x05\x65nded\x18\x05 \x01(\x0b\x32\x0f.baton.v1.EndedH\x00\x42\x07\n\x05\x65vent\"A\n\x06Tokens\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"K\n\x06Landed\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12\x0e\n\x06\x62locks\x18\x02 \x01(\r\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x11\n\ttransport\x18\x04 \x01(\t\"=\n\x05\x45nded\x12#\n\x06reason\x18\x01 \x01(\x0e\x32\x13.baton.v1.EndReason\x12\x0f\n\x07message\x18\x02 \x01(\t*P\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x10\n\x0cTASK_PREFILL\x10\x01\x12\x10\n\x0cTASK_RECEIVE\x10\x02\x12\x0e\n\nTASK_LOCAL\x10\x03*\xf3\x01\n\tEndReason\x12\x1a\n\x16\x45ND_REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45ND_REASON_STOP\x10\x01\x12\x15\n\x11\x45ND_REASON_LENGTH\x10\x02\x12\x18\n\x14\x45ND_REASON_PREFILLED\x10\x03\x12\x18\n\x14\x45ND_REASON_CANCELLED\x10\x04\x12\x17\n\x13\x45ND_REASON_DEADLINE\x10\x05\x12\x16\n\x12\x45ND_REASON_INVALID\x10\x06\x12\x1d\n\x19\x45ND_REASON_HANDOFF_FAILED\x10\x07\x12\x1a\n\x16\x45ND_REASON_UNAVAILABLE\x10\x08\x32L\n\x06Worker\x12\x42\n\x07Session\x12\x18.baton.v1.SessionRequest\x1a\x19.baton.v1.SessionResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/v1/worker.proto\x12\x08\x62\x61ton.v1\x1a\x18\x62\x61ton/v1/inference.proto\x1a\x17\x62\x61ton/v1/transfer.proto\"\xa9\x01\n\x0eSessionRequest\x12\"\n\x06submit\x18\x01 \x01(\x0b\x32\x10.baton.v1.SubmitH\x00\x12$\n\x07handoff\x18\x02 \x01(\x0b\x32\x11.baton.v1.HandoffH\x00\x12\"\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x10.baton.v1.CancelH\x00\x12\x1e\n\x04move\x18\x04 \x01(\x0b\x32\x0e.baton.v1.MoveH\x00\x42\t\n\x07message\"^\n\x0fSessionResponse\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.baton.v1.HelloH\x00\x12\x1e\n\x04step\x18\x02 \x01(\x0b\x32\x0e.baton.v1.StepH\x00\x42\t\n\x07message\"\x95\x01\n\x05Hello\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\"\n\x04role\x18\x03 \x01(\x0e\x32\x14.baton.v1.WorkerRole\x12\"\n\x05model\x18\x04 \x01(\x0b\x32\x13.baton.v1.ModelInfo\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x0f\n\x07metrics\x18\x06 \x01(\t\"\xf0\x01\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nblock_size\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x16\n\x0emax_prompt_len\x18\x05 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x06 \x01(\x0c\x12\x1a\n\x12layout_fingerprint\x18\x07 \x01(\x0c\x12\x0e\n\x06source\x18\x08 \x01(\t\x12\x15\n\reos_token_ids\x18\t \x03(\r\x12 \n\x06layout\x18\n \x01(\x0b\x32\x10.baton.v1.Layout\"0\n\tAttemptId\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"\xfb\x01\n\x06Submit\x12\x1f\n\x02id\x18\x01 \x01(\x0b\x32\x13.baton.v1.AttemptId\x12\x1c\n\x04task\x18\x02 \x01(\x0e\x32\x0e.baton.v1.Task\x12\x15\n\ttoken_ids\x18\x03 \x03(\rB\x02\x10\x01\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12*\n\x08sampling\x18\x05 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x12\n\ncache_salt\x18\x06 \x01(\x0c\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x07 \x01(\x01\x12&\n\x06prefix\x18\x08 \x01(\x0b\x32\x16.baton.v1.PrefixSource\"}\n\x0cPrefixSource\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\x12 \n\x06ticket\x18\x05 \x01(\x0b\x32\x10.baton.v1.Ticket\"L\n\x07Handoff\x12\x1f\n\x02id\x18\x01 \x01(\x0b\x32\x13.baton.v1.AttemptId\x12 \n\x06ticket\x18\x02 \x01(\x0b\x32\x10.baton.v1.Ticket\")\n\x06\x43\x61ncel\x12\x1f\n\x02id\x18\x01 \x01(\x0b\x32\x13.baton.v1.AttemptId\"\'\n\x04Move\x12\x1f\n\x02id\x18\x01 \x01(\x0b\x32\x13.baton.v1.AttemptId\"^\n\x04Step\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.baton.v1.RequestEvent\x12\x1c\n\x04load\x18\x02 \x01(\x0b\x32\x0e.baton.v1.Load\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\"\xc6\x01\n\x0cRequestEvent\x12\x1f\n\x02id\x18\x01 \x01(\x0b\x32\x13.baton.v1.AttemptId\x12\"\n\x06ticket\x18\x02 \x01(\x0b\x32\x10.baton.v1.TicketH\x00\x12\"\n\x06tokens\x18\x03 \x01(\x0b\x32\x10.baton.v1.TokensH\x00\x12\"\n\x06landed\x18\x04 \x01(\x0b\x32\x10.baton.v1.LandedH\x00\x12 \n\x05\x65nded\x18\x05 \x01(\x0b\x32\x0f.baton.v1.EndedH\x00\x42\x07\n\x05\x65vent\"A\n\x06Tokens\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"K\n\x06Landed\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12\x0e\n\x06\x62locks\x18\x02 \x01(\r\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x11\n\ttransport\x18\x04 \x01(\t\"=\n\x05\x45nded\x12#\n\x06reason\x18\x01 \x01(\x0e\x32\x13.baton.v1.EndReason\x12\x0f\n\x07message\x18\x02 \x01(\t*P\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x10\n\x0cTASK_PREFILL\x10\x01\x12\x10\n\x0cTASK_RECEIVE\x10\x02\x12\x0e\n\nTASK_LOCAL\x10\x03*\x89\x02\n\tEndReason\x12\x1a\n\x16\x45ND_REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45ND_REASON_STOP\x10\x01\x12\x15\n\x11\x45ND_REASON_LENGTH\x10\x02\x12\x18\n\x14\x45ND_REASON_PREFILLED\x10\x03\x12\x18\n\x14\x45ND_REASON_CANCELLED\x10\x04\x12\x17\n\x13\x45ND_REASON_DEADLINE\x10\x05\x12\x16\n\x12\x45ND_REASON_INVALID\x10\x06\x12\x1d\n\x19\x45ND_REASON_HANDOFF_FAILED\x10\x07\x12\x1a\n\x16\x45ND_REASON_UNAVAILABLE\x10\x08\x12\x14\n\x10\x45ND_REASON_MOVED\x10\t2L\n\x06Worker\x12\x42\n\x07Session\x12\x18.baton.v1.SessionRequest\x1a\x19.baton.v1.SessionResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,36 +35,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SUBMIT'].fields_by_name['token_ids']._loaded_options = None
   _globals['_SUBMIT'].fields_by_name['token_ids']._serialized_options = b'\020\001'
-  _globals['_TASK']._serialized_start=1606
-  _globals['_TASK']._serialized_end=1686
-  _globals['_ENDREASON']._serialized_start=1689
-  _globals['_ENDREASON']._serialized_end=1932
+  _globals['_TASK']._serialized_start=1846
+  _globals['_TASK']._serialized_end=1926
+  _globals['_ENDREASON']._serialized_start=1929
+  _globals['_ENDREASON']._serialized_end=2194
   _globals['_SESSIONREQUEST']._serialized_start=87
-  _globals['_SESSIONREQUEST']._serialized_end=224
-  _globals['_SESSIONRESPONSE']._serialized_start=226
-  _globals['_SESSIONRESPONSE']._serialized_end=320
-  _globals['_HELLO']._serialized_start=323
-  _globals['_HELLO']._serialized_end=472
-  _globals['_MODELINFO']._serialized_start=475
-  _globals['_MODELINFO']._serialized_end=715
-  _globals['_ATTEMPTID']._serialized_start=717
-  _globals['_ATTEMPTID']._serialized_end=765
-  _globals['_SUBMIT']._serialized_start=768
-  _globals['_SUBMIT']._serialized_end=979
-  _globals['_HANDOFF']._serialized_start=981
-  _globals['_HANDOFF']._serialized_end=1057
-  _globals['_CANCEL']._serialized_start=1059
-  _globals['_CANCEL']._serialized_end=1100
-  _globals['_STEP']._serialized_start=1102
-  _globals['_STEP']._serialized_end=1196
-  _globals['_REQUESTEVENT']._serialized_start=1199
-  _globals['_REQUESTEVENT']._serialized_end=1397
-  _globals['_TOKENS']._serialized_start=1399
-  _globals['_TOKENS']._serialized_end=1464
-  _globals['_LANDED']._serialized_start=1466
-  _globals['_LANDED']._serialized_end=1541
-  _globals['_ENDED']._serialized_start=1543
-  _globals['_ENDED']._serialized_end=1604
-  _globals['_WORKER']._serialized_start=1934
-  _globals['_WORKER']._serialized_end=2010
+  _globals['_SESSIONREQUEST']._serialized_end=256
+  _globals['_SESSIONRESPONSE']._serialized_start=258
+  _globals['_SESSIONRESPONSE']._serialized_end=352
+  _globals['_HELLO']._serialized_start=355
+  _globals['_HELLO']._serialized_end=504
+  _globals['_MODELINFO']._serialized_start=507
+  _globals['_MODELINFO']._serialized_end=747
+  _globals['_ATTEMPTID']._serialized_start=749
+  _globals['_ATTEMPTID']._serialized_end=797
+  _globals['_SUBMIT']._serialized_start=800
+  _globals['_SUBMIT']._serialized_end=1051
+  _globals['_PREFIXSOURCE']._serialized_start=1053
+  _globals['_PREFIXSOURCE']._serialized_end=1178
+  _globals['_HANDOFF']._serialized_start=1180
+  _globals['_HANDOFF']._serialized_end=1256
+  _globals['_CANCEL']._serialized_start=1258
+  _globals['_CANCEL']._serialized_end=1299
+  _globals['_MOVE']._serialized_start=1301
+  _globals['_MOVE']._serialized_end=1340
+  _globals['_STEP']._serialized_start=1342
+  _globals['_STEP']._serialized_end=1436
+  _globals['_REQUESTEVENT']._serialized_start=1439
+  _globals['_REQUESTEVENT']._serialized_end=1637
+  _globals['_TOKENS']._serialized_start=1639
+  _globals['_TOKENS']._serialized_end=1704
+  _globals['_LANDED']._serialized_start=1706
+  _globals['_LANDED']._serialized_end=1781
+  _globals['_ENDED']._serialized_start=1783
+  _globals['_ENDED']._serialized_end=1844
+  _globals['_WORKER']._serialized_start=2196
+  _globals['_WORKER']._serialized_end=2272
 # @@protoc_insertion_point(module_scope)

@@ -68,6 +68,8 @@ class _EndReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EndReason.V
     """The handoff failed; another attempt may do better."""
     END_REASON_UNAVAILABLE: _EndReason.ValueType  # 8
     """This worker cannot go on with it; another may."""
+    END_REASON_MOVED: _EndReason.ValueType  # 9
+    """The stream goes on elsewhere, as it was asked to."""
 
 class EndReason(_EndReason, metaclass=_EndReasonEnumTypeWrapper): ...
 
@@ -84,6 +86,8 @@ END_REASON_HANDOFF_FAILED: EndReason.ValueType  # 7
 """The handoff failed; another attempt may do better."""
 END_REASON_UNAVAILABLE: EndReason.ValueType  # 8
 """This worker cannot go on with it; another may."""
+END_REASON_MOVED: EndReason.ValueType  # 9
+"""The stream goes on elsewhere, as it was asked to."""
 Global___EndReason: _TypeAlias = EndReason  # noqa: Y015
 
 @_typing.final
@@ -93,24 +97,28 @@ class SessionRequest(_message.Message):
     SUBMIT_FIELD_NUMBER: _builtins.int
     HANDOFF_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    MOVE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def submit(self) -> Global___Submit: ...
     @_builtins.property
     def handoff(self) -> Global___Handoff: ...
     @_builtins.property
     def cancel(self) -> Global___Cancel: ...
+    @_builtins.property
+    def move(self) -> Global___Move: ...
     def __init__(
         self,
         *,
         submit: Global___Submit | None = ...,
         handoff: Global___Handoff | None = ...,
         cancel: Global___Cancel | None = ...,
+        move: Global___Move | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "handoff", b"handoff", "message", b"message", "submit", b"submit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "handoff", b"handoff", "message", b"message", "move", b"move", "submit", b"submit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "handoff", b"handoff", "message", b"message", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "handoff", b"handoff", "message", b"message", "move", b"move", "submit", b"submit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["submit", "handoff", "cancel"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["submit", "handoff", "cancel", "move"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -277,6 +285,7 @@ class Submit(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
     task: Global___Task.ValueType
     num_prompt_tokens: _builtins.int
     """How many of token_ids are the prompt's."""
@@ -293,6 +302,10 @@ class Submit(_message.Message):
     def sampling(self) -> _inference_pb2.SamplingParams:
         """With max_tokens and seed filled in by the router."""
 
+    @_builtins.property
+    def prefix(self) -> Global___PrefixSource:
+        """Where the prompt's beginning can be had, for a worker that computes it."""
+
     def __init__(
         self,
         *,
@@ -303,14 +316,53 @@ class Submit(_message.Message):
         sampling: _inference_pb2.SamplingParams | None = ...,
         cache_salt: _builtins.bytes = ...,
         deadline_seconds: _builtins.float = ...,
+        prefix: Global___PrefixSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "prefix", b"prefix", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "deadline_seconds", b"deadline_seconds", "id", b"id", "num_prompt_tokens", b"num_prompt_tokens", "sampling", b"sampling", "task", b"task", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "deadline_seconds", b"deadline_seconds", "id", b"id", "num_prompt_tokens", b"num_prompt_tokens", "prefix", b"prefix", "sampling", b"sampling", "task", b"task", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Submit: _TypeAlias = Submit  # noqa: Y015
+
+@_typing.final
+class PrefixSource(_message.Message):
+    """A worker that holds the first blocks of a prompt. A hint: what it does not give is computed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    NUM_BLOCKS_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    address: _builtins.str
+    """`host:port` of its gRPC server."""
+    incarnation: _builtins.int
+    num_blocks: _builtins.int
+    """How many of the prompt's blocks it is said to hold."""
+    @_builtins.property
+    def ticket(self) -> _transfer_pb2.Ticket:
+        """Set where it has offered them already, as for a stream that moves away."""
+
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        incarnation: _builtins.int = ...,
+        num_blocks: _builtins.int = ...,
+        ticket: _transfer_pb2.Ticket | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ticket", b"ticket"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "incarnation", b"incarnation", "num_blocks", b"num_blocks", "ticket", b"ticket", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefixSource: _TypeAlias = PrefixSource  # noqa: Y015
 
 @_typing.final
 class Handoff(_message.Message):
@@ -359,6 +411,30 @@ class Cancel(_message.Message):
 Global___Cancel: _TypeAlias = Cancel  # noqa: Y015
 
 @_typing.final
+class Move(_message.Message):
+    """Asks a worker that drains to let a stream go on elsewhere: it offers the blocks that are computed, if there are any,
+    and ends the attempt as END_REASON_MOVED.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def id(self) -> Global___AttemptId: ...
+    def __init__(
+        self,
+        *,
+        id: Global___AttemptId | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Move: _TypeAlias = Move  # noqa: Y015
+
+@_typing.final
 class Step(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -399,7 +475,7 @@ class RequestEvent(_message.Message):
     def id(self) -> Global___AttemptId: ...
     @_builtins.property
     def ticket(self) -> _transfer_pb2.Ticket:
-        """The prefill worker's answer begins with it."""
+        """The prefill worker's answer begins with it; that of a stream which moves away ends with it."""
 
     @_builtins.property
     def tokens(self) -> Global___Tokens: ...

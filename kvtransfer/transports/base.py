@@ -1,18 +1,19 @@
 """What a transport is: a way to another worker's blocks.
 
 A transport moves bytes into blocks of this worker's pool and says what became of each. It does not decide what to
-fetch, does not verify checksums, and owns no lifetime: it passes through the gate that it is given around every write,
-so that the gate knows whether a writer may still come.
+fetch, nor what follows from a wrong checksum, and owns no lifetime: it passes through the gate that it is given around
+every write, so that the gate knows whether a writer may still come.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
 from baton.ids import TransferId
+from kvtransfer.checksum import block_checksum
 from kvtransfer.gate import Gate
 
 MAX_ADDRESS_BYTES = 4096
@@ -36,15 +37,21 @@ class Want(NamedTuple):
     """The generation that it must have, before and after it is read."""
     destination: int
     """Place in this worker's pool."""
+    checksum: int | None = None
+    """What its bytes must sum up to where they land (kvtransfer.checksum); None: whoever fetches does not ask."""
 
 
 class Fetched(Enum):
     """What became of one wanted block."""
 
     LANDED = "landed"
-    """Its bytes are in place and were of the right generation throughout. They are not verified."""
+    """Its bytes are in place, were of the right generation throughout, and have the checksum that was asked for, if one
+    was. They are summed by the thread that landed them, piece by piece, while they are in its cache: later they would
+    have to come from memory once more."""
     STALE = "stale"
     """The source's block has another generation by now; what landed is worthless."""
+    DAMAGED = "damaged"
+    """Its bytes are in place and have another checksum."""
     REFUSED = "refused"
     """The source does not give this block out: not sealed, not of this set, or the set has just ended."""
 
@@ -54,8 +61,13 @@ class Connection(Protocol):
 
     @property
     def slots(self) -> asyncio.Semaphore:
-        """Of the fetches that it makes at once. A pull keeps one until what it fetched is verified: so pulls that begin
-        together end one behind the other, not all with the last."""
+        """Of the fetches that it makes at once. A pull keeps one for each of its fetches: so pulls that begin together
+        end one behind the other, not all with the last."""
+
+    @property
+    def fetch_bytes(self) -> int:
+        """Of one fetch at most: enough for the way there and back to cost little, little enough that as many as there
+        are slots share what there is to fetch."""
 
     @property
     def alive(self) -> bool:
@@ -71,3 +83,27 @@ class Connection(Protocol):
 
     async def close(self) -> None:
         """Lets go of the source. Fetches under way end with PeerLost or run out."""
+
+
+def right(want: Want, block: memoryview) -> bool:
+    """Whether `block`, all of its bytes as they landed, has the checksum that is wanted."""
+    return want.checksum is None or block_checksum(block) == want.checksum
+
+
+def runs(pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Neighbours in the list that are neighbours in both pools, as (first source, first destination, count)."""
+    start = 0
+    for at in range(1, len(pairs) + 1):
+        if at < len(pairs):
+            (source, destination), next_pair = pairs[at - 1], pairs[at]
+            if next_pair == (source + 1, destination + 1):
+                continue
+        yield *pairs[start], at - start
+        start = at
+
+
+def split(pieces: Iterable[memoryview], block_bytes: int) -> Iterator[memoryview]:
+    """The blocks of pieces that each hold some, one behind the other."""
+    for piece in pieces:
+        for start in range(0, len(piece), block_bytes):
+            yield piece[start : start + block_bytes]

@@ -7,10 +7,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from baton.errors import HandoffFailed, TransferRefused
-from kvtransfer.memory import HostMemory, PoolMemory
+from kvtransfer.checksum import Copier, copy_blocks
+from kvtransfer.memory import PoolMemory
 from kvtransfer.threads import Threads
-from kvtransfer.transports import fake, shm, tcp
+from kvtransfer.transports import cuda_ipc, fake, nixl, nixl_agent, shm, tcp
 from kvtransfer.transports.base import MAX_ADDRESS_BYTES, Connection, Endpoint
+from kvtransfer.transports.cuda_ipc import CudaIpcConnection
 from kvtransfer.transports.fake import FakeNetwork
 from kvtransfer.transports.shm import ShmConnection
 from kvtransfer.transports.tcp import TcpConnection
@@ -18,7 +20,15 @@ from kvtransfer.transports.tcp import TcpConnection
 log = logging.getLogger(__name__)
 
 _MAX_CONNECTIONS = 128
-_BY_SETTING = {"auto": (shm.NAME, tcp.NAME), "shm": (shm.NAME,), "tcp": (tcp.NAME,), "fake": (fake.NAME,)}
+_BY_SETTING = {
+    "auto": (cuda_ipc.NAME, shm.NAME, tcp.NAME),
+    "shm": (shm.NAME,),
+    "tcp": (tcp.NAME,),
+    # Not in auto: an agent of it takes half a second and, with a network card for RDMA, pins the whole pool.
+    "nixl": (nixl_agent.NAME,),
+    "cuda_ipc": (cuda_ipc.NAME,),
+    "fake": (fake.NAME,),
+}
 
 
 def transport_names(setting: str) -> tuple[str, ...]:
@@ -30,19 +40,30 @@ class Connector:
     """The puller's connections, one to an endpoint, kept for the next pull."""
 
     def __init__(
-        self, memory: PoolMemory, threads: Threads, *, setting: str = "auto", network: FakeNetwork | None = None
+        self,
+        memory: PoolMemory,
+        threads: Threads,
+        *,
+        setting: str = "auto",
+        copier: Copier = copy_blocks,
+        network: FakeNetwork | None = None,
     ) -> None:
-        """`network` is what `fake` endpoints are looked up in."""
+        """`network` is what `fake` endpoints are looked up in. Raises ConfigError where nixl is wanted and missing."""
         self.names = transport_names(setting)
+        if nixl_agent.NAME in self.names:
+            nixl_agent.check_installed()
         self._setting = setting
         self._memory = memory
         self._threads = threads
+        self._copier = copier
         self._network = network
         self._connections: OrderedDict[Endpoint, Connection] = OrderedDict()
 
     def beside(self, memory: PoolMemory) -> Connector:
         """One like this whose connections bring blocks into `memory`."""
-        return Connector(memory, self._threads, setting=self._setting, network=self._network)
+        return Connector(
+            memory, self._threads, setting=self._setting, copier=self._copier, network=self._network
+        )  # fmt: skip
 
     async def open(self, endpoints: Sequence[Endpoint]) -> tuple[str, Connection]:
         """The transport's name and the way to the source. Raises TransferRefused, saying what was tried."""
@@ -88,14 +109,13 @@ class Connector:
 
     async def _connect(self, endpoint: Endpoint) -> Connection:
         if endpoint.transport == shm.NAME:
-            return await ShmConnection.connect(endpoint.address, self._memory, self._threads.memory)
+            return await ShmConnection.connect(endpoint.address, self._memory, self._threads.memory, self._copier)
+        if endpoint.transport == cuda_ipc.NAME:
+            return await CudaIpcConnection.connect(endpoint.address, self._memory, self._threads.memory)
         if endpoint.transport == tcp.NAME:
             return TcpConnection.connect(endpoint.address, self._memory, self._threads.network)
+        if endpoint.transport == nixl_agent.NAME:
+            return await nixl.NixlConnection.connect(endpoint.address, self._memory, self._threads.network)
         if self._network is None:
             raise TransferRefused("there is no fake network here")
         return self._network.connect(endpoint.address, self._memory)
-
-
-def offers_shm(memory: PoolMemory) -> HostMemory | None:
-    """The memory, if other processes of this host can map it."""
-    return memory if isinstance(memory, HostMemory) and memory.fd >= 0 else None

@@ -16,7 +16,7 @@ from baton.errors import PeerLost, TransferRefused
 from baton.ids import TransferId
 from kvtransfer.gate import Gate, ReadPermit, ReadPermits
 from kvtransfer.memory import PoolMemory
-from kvtransfer.transports.base import Endpoint, Fetched, Want
+from kvtransfer.transports.base import Endpoint, Fetched, Want, right
 
 NAME = "fake"
 _FETCHES = 4  # at once
@@ -62,10 +62,15 @@ class FakeNetwork:
         return self._sources.get(name)
 
     def connect(self, address: bytes, memory: PoolMemory) -> FakeConnection:
-        """Raises TransferRefused where nobody has this name."""
+        """Raises TransferRefused where nobody has this name, or its blocks are of another size."""
         name = address.decode("utf-8", "replace")
-        if name not in self._sources:
+        source = self._sources.get(name)
+        if source is None:
             raise TransferRefused(f"there is no fake source {name[:64]!r}")
+        if source.block_bytes != memory.block_bytes:
+            raise TransferRefused(
+                f"the source's blocks have {source.block_bytes} bytes, this pool's {memory.block_bytes}"
+            )
         return FakeConnection(self, name, memory)
 
     def straggle(self, write: Callable[[], None], gate: Gate) -> None:
@@ -94,6 +99,10 @@ class FakeSource:
         self.frozen = False
         """Answers nothing, and is not known to be dead: like a stopped process."""
 
+    @property
+    def block_bytes(self) -> int:
+        return self._memory.block_bytes
+
     def endpoint(self) -> Endpoint:
         return Endpoint(NAME, self._name.encode())
 
@@ -118,6 +127,8 @@ class FakeSource:
 
 
 class FakeConnection:
+    fetch_bytes = 8 << 20
+
     def __init__(self, network: FakeNetwork, name: str, memory: PoolMemory) -> None:
         self._network = network
         self._name = name
@@ -165,7 +176,12 @@ class FakeConnection:
                 if admitted:
                     await network.sleep(network.random.uniform(0, faults.delay))
                     self._memory.write(want.destination, memoryview(data))
-        return results
+        return [
+            Fetched.DAMAGED
+            if result is Fetched.LANDED and not right(want, self._memory.read(want.destination))
+            else result
+            for want, result in zip(wants, results, strict=True)
+        ]
 
     async def close(self) -> None:
         self._closed = True

@@ -9,21 +9,22 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
-import numpy as np
-
 from baton.errors import TransferRefused
 from baton.ids import TransferId
+from kvtransfer.checksum import Copier, copy_blocks
 from kvtransfer.gate import Gate
 from kvtransfer.memory import HostMemory, PoolMemory
-from kvtransfer.transports.base import Endpoint, Fetched, Want
+from kvtransfer.transports.base import Endpoint, Fetched, Want, right, runs, split
 
 NAME = "shm"
 _ADDRESS = struct.Struct("<HxxIII16s16s")  # version, pid, fd, uid, boot id, nonce
 _VERSION = 1
+GROUP_BYTES = 8 << 20
+"""Copied in one go; then the gate is looked at."""
 _FETCHES = 2  # at once: more threads copy no faster
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -34,20 +35,12 @@ def shm_endpoint(memory: HostMemory) -> Endpoint:
     return Endpoint(NAME, address)
 
 
-class ShmConnection:
-    def __init__(self, source: HostMemory, pid: int, memory: PoolMemory, executor: Executor) -> None:
-        """For `connect` alone."""
-        self._source: HostMemory | None = source
-        self._pid = pid
-        self._started = _start_time(pid)
-        self._memory = memory
-        self._executor = executor
-        self.slots = asyncio.Semaphore(_FETCHES)
+class Neighbour:
+    """A process of this host whose shared memory is mapped here."""
 
-    @classmethod
-    async def connect(cls, address: bytes, memory: PoolMemory, executor: Executor) -> ShmConnection:
-        """Raises TransferRefused where the source's memory can't be reached from here: another host or user, or the
-        process is gone."""
+    def __init__(self, address: bytes) -> None:
+        """Maps the memory that `shm_endpoint` tells of. Raises TransferRefused where it can't be reached from here:
+        another host or user, or the process is gone."""
         if len(address) != _ADDRESS.size:
             raise TransferRefused(f"a shm address has {_ADDRESS.size} bytes, not {len(address)}")
         version, pid, fd, uid, boot_id, nonce = _ADDRESS.unpack(address)
@@ -57,23 +50,47 @@ class ShmConnection:
             raise TransferRefused("the source runs on another host")
         if uid != os.getuid() and os.getuid() != 0:
             raise TransferRefused(f"the source runs as user {uid}, this process as {os.getuid()}")
-        loop = asyncio.get_running_loop()
-        source = await loop.run_in_executor(executor, HostMemory.attach, pid, fd, nonce)
-        if source.block_bytes != memory.block_bytes:
-            raise TransferRefused(
-                f"the source's blocks have {source.block_bytes} bytes, this pool's {memory.block_bytes}"
-            )
-        return cls(source, pid, memory, executor)
+        self._pid = pid
+        self._started = _start_time(pid)
+        self.memory = HostMemory.attach(pid, fd, nonce)
 
     @property
     def alive(self) -> bool:
         """A mapping keeps a dead process's memory, so this is to be asked now and then."""
-        return self._source is not None and _start_time(self._pid) == self._started
+        return self._started is not None and _start_time(self._pid) == self._started
+
+
+class ShmConnection:
+    fetch_bytes = 8 << 20
+
+    def __init__(self, source: Neighbour, memory: PoolMemory, executor: Executor, copier: Copier) -> None:
+        """For `connect` alone."""
+        self._source: Neighbour | None = source
+        self._memory = memory
+        self._executor = executor
+        self._copier = copier
+        self.slots = asyncio.Semaphore(_FETCHES)
+
+    @classmethod
+    async def connect(
+        cls, address: bytes, memory: PoolMemory, executor: Executor, copier: Copier = copy_blocks
+    ) -> ShmConnection:
+        """Raises TransferRefused where the source's memory can't be reached from here."""
+        source = await asyncio.get_running_loop().run_in_executor(executor, Neighbour, address)
+        if source.memory.block_bytes != memory.block_bytes:
+            raise TransferRefused(
+                f"the source's blocks have {source.memory.block_bytes} bytes, this pool's {memory.block_bytes}"
+            )
+        return cls(source, memory, executor, copier)
+
+    @property
+    def alive(self) -> bool:
+        return self._source is not None and self._source.alive
 
     async def fetch(self, transfer_id: TransferId, wants: Sequence[Want], gate: Gate) -> list[Fetched]:
-        source = self._source
-        if source is None:
+        if self._source is None:
             raise TransferRefused("the connection to the source's memory is closed")
+        source = self._source.memory
         for want in wants:
             if not 0 <= want.source < source.num_blocks:
                 raise TransferRefused(f"the source's pool has {source.num_blocks} blocks, not block {want.source}")
@@ -85,41 +102,39 @@ class ShmConnection:
 
     def _copy(self, source: HostMemory, wants: Sequence[Want], gate: Gate) -> list[Fetched]:
         results: list[Fetched] = []
-        for run in _runs(wants):
+        most = max(1, GROUP_BYTES // source.block_bytes)
+        for start in range(0, len(wants), most):
+            group = wants[start : start + most]
             with gate.passing() as admitted:
                 if not admitted:
                     raise TransferRefused("the landing was given up")
-                before = [source.generation(want.source) for want in run]
-                self._copy_run(source, run)
-                after = [source.generation(want.source) for want in run]
-            results += [
-                Fetched.LANDED if b == a == want.generation else Fetched.STALE
-                for want, b, a in zip(run, before, after, strict=True)
-            ]
+                before = [source.generation(want.source) for want in group]
+                good = self._copy_group(source, group)
+                after = [source.generation(want.source) for want in group]
+            results += map(_fetched, group, before, after, good)
         return results
 
-    def _copy_run(self, source: HostMemory, run: Sequence[Want]) -> None:
-        first, count = run[0], len(run)
-        data = source.view(first.source, count)
-        target = self._memory.view(first.destination, count)
-        if target is None:
-            self._memory.write(first.destination, data)
-        else:
-            # numpy copies as fast as memcpy and without the interpreter lock, which a memoryview's assignment keeps
-            np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(data, np.uint8))
+    def _copy_group(self, source: HostMemory, wants: Sequence[Want]) -> Sequence[bool]:
+        """Which of them have landed with the checksum that is wanted."""
+        pairs = [(want.source, want.destination) for want in wants]
+        if isinstance(self._memory, HostMemory):
+            summed = any(want.checksum is not None for want in wants)
+            sums = self._copier(source.blocks, self._memory.blocks, source.block_bytes, pairs, summed=summed)
+            if not summed:
+                return [True] * len(wants)
+            return [want.checksum in (None, checksum) for want, checksum in zip(wants, sums, strict=True)]
+        staged = [bytearray(source.view(first, count)) for first, _, count in runs(pairs)]
+        for (_, destination, _), data in zip(runs(pairs), staged, strict=True):
+            self._memory.write(destination, memoryview(data))
+        # What was written is summed, whatever the source makes of its own meanwhile.
+        blocks = split(map(memoryview, staged), source.block_bytes)
+        return [right(want, block) for want, block in zip(wants, blocks, strict=True)]
 
 
-def _runs(wants: Sequence[Want]) -> Iterator[Sequence[Want]]:
-    """Splits where neighbours in the list are not neighbours in both pools: a run is one copy."""
-    start = 0
-    for at in range(1, len(wants) + 1):
-        if at < len(wants):
-            last, want = wants[at - 1], wants[at]
-            if want.source == last.source + 1 and want.destination == last.destination + 1:
-                continue
-        if at > start:
-            yield wants[start:at]
-        start = at
+def _fetched(want: Want, before: int, after: int, good: bool) -> Fetched:
+    if not before == after == want.generation:
+        return Fetched.STALE
+    return Fetched.LANDED if good else Fetched.DAMAGED
 
 
 def _boot_id() -> bytes:

@@ -16,18 +16,20 @@ from concurrent.futures import Executor
 
 from baton.errors import PeerLost, TransferRefused
 from baton.ids import TransferId
+from kvtransfer.checksum import PIECE_BYTES, Checksum
 from kvtransfer.gate import Gate
 from kvtransfer.memory import PoolMemory
 from kvtransfer.transports import frames
-from kvtransfer.transports.base import Fetched, Want
+from kvtransfer.transports.base import Fetched, Want, right
 from kvtransfer.transports.frames import BlockStatus, FrameError, ReplyStatus
-from kvtransfer.transports.tcp_server import MAX_RUN_BYTES, NAME, neighbours, receive
+from kvtransfer.transports.sockets import MAX_BUFFERS, receive, receive_bytes, send
+from kvtransfer.transports.tcp_server import NAME
 
 __all__ = ["NAME", "TcpConnection"]
 
 CONNECT_SECONDS = 3.0
 BLOCK_SECONDS = 5.0
-"""For the reply's header and for each run of blocks: after so long without one, the source is taken for lost."""
+"""For the reply's header and for each block, or piece of small ones: after so long the source is taken for lost."""
 MAX_IDLE_SOCKETS = 4
 _FETCHES = 8  # at once, each with a socket
 _FETCHED = {
@@ -38,6 +40,8 @@ _FETCHED = {
 
 
 class TcpConnection:
+    fetch_bytes = 16 << 20
+
     def __init__(
         self,
         host: str,
@@ -60,12 +64,14 @@ class TcpConnection:
         self._lost = False
 
     @classmethod
-    def connect(cls, address: bytes, memory: PoolMemory, executor: Executor) -> TcpConnection:
+    def connect(
+        cls, address: bytes, memory: PoolMemory, executor: Executor, *, block_seconds: float = BLOCK_SECONDS
+    ) -> TcpConnection:
         """Sockets are opened as they are needed. Raises TransferRefused where `address` is not `host:port`."""
         host, colon, port = address.decode("ascii", "replace").rpartition(":")
         if not (host and colon and len(host) <= 255 and port.isdigit() and 0 < int(port) < 65536):
             raise TransferRefused(f"the tcp address is {address[:64]!r}; it must be host:port")
-        return cls(host.strip("[]"), int(port), memory, executor)
+        return cls(host.strip("[]"), int(port), memory, executor, block_seconds=block_seconds)
 
     @property
     def alive(self) -> bool:
@@ -94,6 +100,8 @@ class TcpConnection:
         with gate.passing() as admitted:
             if not admitted:
                 raise TransferRefused("the landing was given up")
+            if self._closed:
+                raise PeerLost(f"the connection to {self._name} is closed")
             try:
                 sock, reply = self._ask(request, len(wants), call)
                 try:
@@ -115,14 +123,14 @@ class TcpConnection:
             with contextlib.suppress(ConnectionError, EOFError):  # the source closed it while it lay idle
                 return pooled, self._ask_on(pooled, request, count, call)
         fresh = socket.create_connection(self._peer, timeout=self._connect_seconds)
+        fresh.settimeout(None)  # each call brings its own
         fresh.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return fresh, self._ask_on(fresh, request, count, call)
 
     def _ask_on(self, sock: socket.socket, request: bytes, count: int, call: _Call) -> ReplyStatus:
         try:
             call.begin(sock)
-            sock.settimeout(self._block_seconds)
-            sock.sendall(request)
+            send(sock, [request], time.monotonic() + self._block_seconds)
             return frames.parse_reply(self._receive(sock, frames.REPLY.size), count)
         except BaseException:
             sock.close()
@@ -139,22 +147,49 @@ class TcpConnection:
 
     def _land(self, sock: socket.socket, wants: Sequence[Want], gate: Gate) -> list[Fetched]:
         before = frames.parse_statuses(self._receive(sock, len(wants)))
-        coming = [w.destination for w, status in zip(wants, before, strict=True) if status is BlockStatus.SENT]
-        for first, count in neighbours(coming, max(1, MAX_RUN_BYTES // self._memory.block_bytes)):
+        coming = [at for at, status in enumerate(before) if status is BlockStatus.SENT]
+        results = [_FETCHED[status] for status in before]
+        most = max(1, min(PIECE_BYTES // self._memory.block_bytes, MAX_BUFFERS))
+        for start in range(0, len(coming), most):
             if gate.closed:
                 raise TransferRefused("the landing was given up")
-            view = self._memory.view(first, count)
-            into = memoryview(bytearray(count * self._memory.block_bytes)) if view is None else view
-            receive(sock, into, time.monotonic() + self._block_seconds)
-            if view is None:
-                self._memory.write(first, into)
+            group = coming[start : start + most]
+            for at, whole in zip(group, self._land_group(sock, [wants[at] for at in group]), strict=True):
+                results[at] = Fetched.LANDED if whole else Fetched.DAMAGED
         after = frames.parse_statuses(self._receive(sock, len(wants)))
-        return [_FETCHED[max(b, a)] for b, a in zip(before, after, strict=True)]
+        return [
+            result if status is BlockStatus.SENT else _FETCHED[max(b, status)]
+            for result, b, status in zip(results, before, after, strict=True)
+        ]
+
+    def _land_group(self, sock: socket.socket, wants: Sequence[Want]) -> list[bool]:
+        """Receives blocks that together are about a piece, or one that is larger. Which of them have the checksum that
+        is wanted."""
+        deadline = time.monotonic() + self._block_seconds
+        views = [self._memory.view(want.destination) for want in wants]
+        blocks = [memoryview(bytearray(self._memory.block_bytes)) if view is None else view for view in views]
+        if self._memory.block_bytes > PIECE_BYTES:
+            checksum = self._receive_large(sock, blocks[0], deadline)
+            good = [wants[0].checksum in (None, checksum)]
+        else:
+            receive(sock, blocks, deadline)
+            good = [right(want, block) for want, block in zip(wants, blocks, strict=True)]
+        for want, view, block in zip(wants, views, blocks, strict=True):
+            if view is None:
+                self._memory.write(want.destination, block)
+        return good
+
+    def _receive_large(self, sock: socket.socket, block: memoryview, deadline: float) -> int:
+        """Piece by piece. The block's checksum."""
+        checksum = Checksum()
+        for start in range(0, len(block), PIECE_BYTES):
+            piece = block[start : start + PIECE_BYTES]
+            receive(sock, [piece], deadline)
+            checksum.add(piece)
+        return checksum.result()
 
     def _receive(self, sock: socket.socket, size: int) -> bytearray:
-        data = bytearray(size)
-        receive(sock, memoryview(data), time.monotonic() + self._block_seconds)
-        return data
+        return receive_bytes(sock, size, time.monotonic() + self._block_seconds)
 
     def _take(self) -> socket.socket | None:
         with self._lock:

@@ -12,14 +12,16 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from baton.errors import PortInUse
 from kvtransfer.gate import ReadPermit, ReadPermits
 from kvtransfer.memory import PoolMemory
+from kvtransfer.refusal import RefusalReason, Refusals
 from kvtransfer.transports import frames
 from kvtransfer.transports.base import Endpoint
 from kvtransfer.transports.frames import BlockStatus, FrameError, ReplyStatus
+from kvtransfer.transports.sockets import MAX_BUFFERS, neighbours, receive, receive_bytes, send
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ REQUEST_SECONDS = 5.0
 IDLE_SECONDS = 60.0
 """Between two requests."""
 MAX_RUN_BYTES = 4 << 20
-"""Sent, and received, in one call at most."""
+"""Sent in one call at most."""
 _CLOSE_SECONDS = 1.0
 
 
@@ -43,22 +45,25 @@ class TcpServer:
         permits: ReadPermits,
         *,
         host: str = "127.0.0.1",
+        port: int = 0,
         advertise_host: str = "",
+        refusals: Refusals | None = None,
         send_seconds: float = SEND_SECONDS,
         request_seconds: float = REQUEST_SECONDS,
         idle_seconds: float = IDLE_SECONDS,
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
-        """Listens on a free port from now on. Raises PortInUse where `host` can't be listened on."""
+        """Listens from now on, on a free port where `port` is 0. Raises PortInUse where that can't be."""
         self._memory = memory
         self._permits = permits
+        self._refusals = refusals
         self._send_seconds = send_seconds
         self._request_seconds = request_seconds
         self._idle_seconds = idle_seconds
         self._max_connections = max_connections
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._listener = socket.create_server((host, 0), family=family, backlog=64)
+            self._listener = socket.create_server((host, port), family=family, backlog=64)
         except OSError as error:
             raise PortInUse(f"the data server can't listen on {host}: {error.strerror or error}") from None
         self._host = advertise_host or host
@@ -116,7 +121,7 @@ class TcpServer:
             while self._answer(sock):
                 pass
         except FrameError as error:
-            log.info("dropped a data connection: %s", error)
+            self._refused(RefusalReason.MALFORMED, str(error))
         except (OSError, EOFError) as error:
             log.debug("a data connection ended: %s", error)
         finally:
@@ -126,43 +131,52 @@ class TcpServer:
 
     def _answer(self, sock: socket.socket) -> bool:
         """One request. False where the peer has hung up between two."""
-        header = bytearray(frames.REQUEST.size)
-        sock.settimeout(self._idle_seconds)
-        got = sock.recv_into(header)
-        if not got:
+        first = bytearray(1)
+        try:
+            receive(sock, [memoryview(first)], time.monotonic() + self._idle_seconds)
+        except EOFError:
             return False
         deadline = time.monotonic() + self._request_seconds
-        receive(sock, memoryview(header)[got:], deadline)
         try:
+            header = first + _rest(sock, frames.REQUEST.size - 1, deadline)
             request = frames.parse_request(header)
             if request.block_bytes != self._memory.block_bytes:
                 raise FrameError(f"blocks of {request.block_bytes} bytes; here they have {self._memory.block_bytes}")
         except FrameError:
-            sock.settimeout(self._send_seconds)
-            sock.sendall(frames.pack_reply(ReplyStatus.MALFORMED, 0))
+            with contextlib.suppress(OSError):  # it may be gone
+                self._reply(sock, ReplyStatus.MALFORMED)
             raise
-        body = bytearray(request.num_blocks * frames.WANTED.size)
-        receive(sock, memoryview(body), deadline)
-        sock.settimeout(self._send_seconds)
+        wanted = frames.parse_wanted(_rest(sock, request.num_blocks * frames.WANTED.size, deadline))
         permit = self._permits.get(request.transfer_id)
         if permit is None:
-            sock.sendall(frames.pack_reply(ReplyStatus.UNKNOWN_TRANSFER, 0))
-            return True
-        self._send_blocks(sock, permit, frames.parse_wanted(body))
+            self._refused(RefusalReason.UNKNOWN_TRANSFER, "there is no such claimed block set (any more)")
+            self._reply(sock, ReplyStatus.UNKNOWN_TRANSFER)
+        else:
+            self._send_blocks(sock, permit, wanted)
         return True
+
+    def _reply(self, sock: socket.socket, status: ReplyStatus) -> None:
+        send(sock, [frames.pack_reply(status, 0)], time.monotonic() + self._send_seconds)
 
     def _send_blocks(self, sock: socket.socket, permit: ReadPermit, wanted: Sequence[tuple[int, int]]) -> None:
         deadline = time.monotonic() + self._send_seconds
         with permit.gate.passing() as admitted:
             before = [self._status(permit, block) if admitted else BlockStatus.REFUSED for block in wanted]
             head = frames.pack_reply(ReplyStatus.OK, len(wanted)) + bytes(before)
-            sock.sendall(head, socket.MSG_MORE)
             sent = [index for (index, _), status in zip(wanted, before, strict=True) if status is BlockStatus.SENT]
-            for first, count in neighbours(sent, max(1, MAX_RUN_BYTES // self._memory.block_bytes)):
-                sock.settimeout(max(0.001, deadline - time.monotonic()))
-                sock.sendall(self._memory.read(first, count))
+            send(sock, [head], deadline, more=True)
+            most = max(1, min(MAX_RUN_BYTES // self._memory.block_bytes, MAX_BUFFERS))
+            for start in range(0, len(sent), most):
+                runs = neighbours(sent[start : start + most], most)
+                send(sock, [self._memory.read(first, count) for first, count in runs], deadline, more=True)
             after = bytes(self._status(permit, block) for block in wanted)
-        sock.sendall(after)
+        send(sock, [after], deadline)
+        if admitted and BlockStatus.REFUSED in before:
+            self._refused(RefusalReason.MALFORMED, "blocks were asked for that the set does not have sealed")
+
+    def _refused(self, reason: RefusalReason, message: str) -> None:
+        if self._refusals is not None:
+            self._refusals.note(reason, message)
 
     def _status(self, permit: ReadPermit, block: tuple[int, int]) -> BlockStatus:
         index, generation = block
@@ -171,23 +185,9 @@ class TcpServer:
         return BlockStatus.SENT if self._memory.generation(index) == generation else BlockStatus.STALE
 
 
-def neighbours(indices: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """Runs of consecutive numbers as (first, count), none longer than `most`."""
-    start = 0
-    for at in range(1, len(indices) + 1):
-        if at == len(indices) or indices[at] != indices[at - 1] + 1 or at - start == most:
-            yield indices[start], at - start
-            start = at
-
-
-def receive(sock: socket.socket, into: memoryview, deadline: float) -> None:
-    """Fills `into`. Raises EOFError where the peer hangs up first, TimeoutError past the monotonic `deadline`."""
-    while into:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        sock.settimeout(left)
-        got = sock.recv_into(into)
-        if not got:
-            raise EOFError("the peer hung up in the middle of a message")
-        into = into[got:]
+def _rest(sock: socket.socket, size: int, deadline: float) -> bytearray:
+    """Of a request that has begun. Raises FrameError where it does not come in time, or only half."""
+    try:
+        return receive_bytes(sock, size, deadline)
+    except (EOFError, TimeoutError) as error:
+        raise FrameError(f"half a request: {error}") from None

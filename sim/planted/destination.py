@@ -12,6 +12,7 @@ from kvtransfer.landing import Landing
 from kvtransfer.lifetimes import DestinationState
 from kvtransfer.ticket import Ticket
 from sim.planted.plant import Plant
+from worker.wire import PrefixSource
 
 
 def _fail_and_free(self: Landing, error: BatonError) -> bool:
@@ -38,8 +39,10 @@ def _wait_for_the_ticket(self: Admission, request_id: Any, reason: EndReason, me
 _cancel = Admission.cancel
 
 
-def _submit_and_reserve(self: Admission, task: worker_pb2.Task.ValueType, request: AddRequest) -> None:
-    _submit(self, task, request)
+def _submit_and_reserve(
+    self: Admission, task: worker_pb2.Task.ValueType, request: AddRequest, prefix: PrefixSource | None = None
+) -> None:
+    _submit(self, task, request, prefix)
     if task != worker_pb2.TASK_LOCAL:
         self._send(request)
 

@@ -139,7 +139,7 @@ def test_grpc_names() -> None:
     }
     assert services == {
         "Inference": ["Generate", "ListModels", "GetStatus"],
-        "Transfer": ["Pull", "Keep"],
+        "Transfer": ["Pull", "Keep", "Lend"],
         "Worker": ["Session"],
     }
     generate = inference_pb2.DESCRIPTOR.services_by_name["Inference"].methods_by_name["Generate"]

@@ -53,13 +53,23 @@ class Harness:
         self.ended: dict[AttemptId, Ended] = {}
         self.cached: dict[AttemptId, int] = {}
         self.events: list[Event] = []
+        self.task: dict[AttemptId, Task] = {}
+        self.fetched: set[AttemptId] = set()
+        """Of which the transfer of a prefix is settled, one way or the other."""
 
     def add(
-        self, name: str, prompt: list[int], count: int = 5, task: Task = Task.LOCAL, salt: bytes = b""
+        self,
+        name: str,
+        prompt: list[int],
+        count: int = 5,
+        task: Task = Task.LOCAL,
+        salt: bytes = b"",
+        fetch: int = 0,
     ) -> AttemptId:
         request_id = AttemptId(name, 0)
         sampling = SamplingParams(max_tokens=count, seed=0, ignore_eos=True)
-        self.engine.handle(AddRequest(request_id, task, tuple(prompt), len(prompt), sampling, salt))
+        self.task[request_id] = task
+        self.engine.handle(AddRequest(request_id, task, tuple(prompt), len(prompt), sampling, salt, fetch))
         return request_id
 
     def step(self) -> bool:

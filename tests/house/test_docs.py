@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from enum import Enum
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from baton.metrics import BLOCK_STATES, EngineMetrics, Metrics, RequestMetrics, RouterMetrics, TransferMetrics
+from baton.metrics import (
+    BLOCK_STATES,
+    EngineMetrics,
+    Metrics,
+    RequestMetrics,
+    RouterMetrics,
+    TransferMetrics,
+    WorkerMetrics,
+)
+from kvtransfer.lifetimes import DESTINATION, SOURCE
+from sim.planted import PLANTS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -80,6 +92,19 @@ def test_decisions_are_numbered_listed_and_of_one_form() -> None:
         assert f"| [{number:04d}]({path.name}) | {title.partition(': ')[2]} |" in listed
 
 
+@pytest.mark.parametrize("table", [SOURCE, DESTINATION], ids=["source", "destination"])
+def test_the_handoffs_tables_are_the_codes(table: Mapping[Enum, frozenset[Enum]]) -> None:
+    page = (DOCS / "handoff.md").read_text()
+    for state, following in table.items():
+        (row,) = re.findall(rf"^\| {state.name} \| [^|]+ \|([^|]*)\|$", page, re.MULTILINE)
+        assert {word.strip() for word in row.split(",") if word.strip()} == {after.name for after in following}
+
+
+def test_the_bugs_of_others_are_those_that_can_be_planted() -> None:
+    page = (DOCS / "handoff.md").read_text()
+    assert set(re.findall(r"\| `([\w-]+)` \|$", page, re.MULTILINE)) == set(PLANTS)
+
+
 def test_every_folder_is_introduced() -> None:
     text = (DOCS / "development.md").read_text()
     packages = [p.parent.name for p in ROOT.glob("*/__init__.py")]
@@ -95,4 +120,6 @@ def _metric_names() -> str:
     RequestMetrics(metrics, "m")
     TransferMetrics(metrics)
     RouterMetrics(metrics)
-    return metrics.render().decode()
+    workers = Metrics()  # some of a worker's own bear the names of a router's
+    WorkerMetrics(workers)
+    return (metrics.render() + workers.render()).decode()

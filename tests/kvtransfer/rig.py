@@ -18,6 +18,7 @@ from baton.v1.transfer_pb2_grpc import add_TransferServicer_to_server
 from kvtransfer.destination import OnVerified, Puller
 from kvtransfer.gate import ReadPermits
 from kvtransfer.memory import HostMemory
+from kvtransfer.refusal import Refusals
 from kvtransfer.service import TransferService
 from kvtransfer.source import SourceLedger
 from kvtransfer.threads import Threads
@@ -25,8 +26,9 @@ from kvtransfer.ticket import Ticket
 from kvtransfer.transports.base import Endpoint
 from kvtransfer.transports.chooser import Connector
 from kvtransfer.transports.fake import FakeNetwork
-from kvtransfer.transports.shm import shm_endpoint
+from kvtransfer.transports.offers import offer_memory
 from kvtransfer.transports.tcp_server import TcpServer
+from worker.unreadable import UnreadableAsEmpty
 
 LAYOUT = KVLayout(2, 2, 16, 8, "float32", b"m" * 16)  # 4 KiB a block
 NUM_BLOCKS = 64
@@ -83,9 +85,11 @@ class Rig:
     connector: Connector
     address: str
     server: grpc.aio.Server
+    service: TransferService
     data_server: TcpServer
     metrics: Metrics
     """Both sides'."""
+    transfer_metrics: TransferMetrics
     terminal: list[AttemptId] = field(default_factory=list)
 
     def offer(self, count: int, attempt: int = 0) -> tuple[AttemptId, list[BlockRef], Ticket]:
@@ -109,6 +113,7 @@ class Source:
     permits: ReadPermits
     address: str
     server: grpc.aio.Server
+    service: TransferService
     data_server: TcpServer
     terminal: list[AttemptId]
 
@@ -127,10 +132,11 @@ async def make_source(
     clock: Clock | None = None,
     claim_seconds: float = 5.0,
     name: str = "source",
+    transport: str = "shm",
 ) -> AsyncIterator[Source]:
     permits = ReadPermits()
     terminal: list[AttemptId] = []
-    server = grpc.aio.server()
+    server = grpc.aio.server(interceptors=[UnreadableAsEmpty()])
     port = server.add_insecure_port("127.0.0.1:0")
     address = f"127.0.0.1:{port}"
     ledger = SourceLedger(
@@ -146,9 +152,10 @@ async def make_source(
         executor=threads.memory,
         permits=permits,
     )
-    data_server = TcpServer(memory, permits, send_seconds=1.0, request_seconds=1.0)
+    data_server = TcpServer(memory, permits, send_seconds=1.0, request_seconds=1.0, refusals=Refusals(metrics))
+    closers: list[Callable[[], None]] = []
     endpoints: list[Endpoint] = [
-        shm_endpoint(memory),
+        *offer_memory(memory, ("shm", transport), closers.append),
         data_server.endpoint(),
         network.add(name, memory, permits).endpoint(),
     ]
@@ -156,10 +163,12 @@ async def make_source(
     add_TransferServicer_to_server(service, server)
     await server.start()
     try:
-        yield Source(ledger, memory, permits, address, server, data_server, terminal)
+        yield Source(ledger, memory, permits, address, server, service, data_server, terminal)
     finally:
         await server.stop(None)
         data_server.close()
+        for close in closers:
+            close()
 
 
 @asynccontextmanager
@@ -199,11 +208,12 @@ async def make_rig(
         lease_seconds=lease_seconds,
         clock=clock,
         claim_seconds=claim_seconds,
+        transport=transport,
     ) as source:
         try:
             yield Rig(
                 source.ledger, memory, puller, destination, source.permits, connector, source.address, source.server,
-                source.data_server, metrics, source.terminal,
+                source.service, source.data_server, metrics, transfer_metrics, source.terminal,
             )  # fmt: skip
         finally:
             await puller.close()

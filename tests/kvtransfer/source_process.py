@@ -18,12 +18,16 @@ from baton.v1.transfer_pb2_grpc import add_TransferServicer_to_server
 from kvtransfer import HostMemory, SourceLedger, TransferService
 from kvtransfer.gate import ReadPermits
 from kvtransfer.threads import Threads
-from kvtransfer.transports.shm import shm_endpoint
-from kvtransfer.transports.tcp_server import TcpServer
 from tests.kvtransfer.rig import LAYOUT, SOURCE_ID, fill, take
+from tests.kvtransfer.transport_rigs import RIGS
 
 NUM_BLOCKS = 40
 FIRST_TOKEN = 4242
+
+
+def lease_seconds(transport: str) -> float:
+    """Longer than it takes to connect."""
+    return 5.0 if transport == "nixl" else 1.0
 
 
 async def main(transport: str) -> None:
@@ -37,14 +41,15 @@ async def main(transport: str) -> None:
         worker_id=SOURCE_ID,
         address=f"127.0.0.1:{port}",
         incarnation=new_incarnation(),
-        lease_seconds=1.0,
+        lease_seconds=lease_seconds(transport),
         on_terminal=lambda id: print(f"ended {id}", flush=True),
         clock=MonotonicClock(),
         metrics=metrics,
         executor=threads.memory,
         permits=permits,
     )
-    endpoint = shm_endpoint(memory) if transport == "shm" else TcpServer(memory, permits).endpoint()
+    rig = RIGS[transport]()
+    endpoint = rig.serve(memory, permits)
     add_TransferServicer_to_server(TransferService(ledger, lambda: [endpoint], metrics), server)
     await server.start()
     reaper = asyncio.create_task(ledger.run_reaper())
@@ -61,6 +66,7 @@ async def main(transport: str) -> None:
             ledger.seal(id, end)
     reaper.cancel()
     await server.stop(None)
+    rig.close()
 
 
 if __name__ == "__main__":

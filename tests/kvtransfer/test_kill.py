@@ -27,7 +27,8 @@ from kvtransfer import DestinationState, HostMemory, Puller, Ticket
 from kvtransfer.threads import Threads
 from kvtransfer.transports.chooser import Connector
 from tests.kvtransfer.rig import LAYOUT, PULLER_ID, holds, pattern, take, until
-from tests.kvtransfer.source_process import FIRST_TOKEN, NUM_BLOCKS
+from tests.kvtransfer.source_process import FIRST_TOKEN, NUM_BLOCKS, lease_seconds
+from tests.kvtransfer.transport_rigs import RIGS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -110,8 +111,11 @@ async def pulling(transport: str, dtype: str) -> AsyncIterator[Pulling]:
     threads.close()
 
 
-@pytest.fixture(params=["shm", "tcp"])
-def transport(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=["shm", "tcp", "nixl"])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if missing := RIGS[request.param].missing():
+        pytest.skip(missing)
+    monkeypatch.setenv("UCX_NET_DEVICES", "lo")
     return str(request.param)
 
 
@@ -184,7 +188,7 @@ async def test_a_stopped_source_costs_one_lease_and_what_it_does_later_reaches_n
         source.seal(25)
         await until(lambda: pull.holds(reserved[:25], source.ticket.blocks[:25]))
         source.signal(signal.SIGSTOP)
-        with pytest.raises(LeaseExpired, match=r"did not answer within the lease of 1 s"):
+        with pytest.raises(LeaseExpired, match=rf"did not answer within the lease of {lease_seconds(transport):g} s"):
             await landing.done()
         await landing.drained()
         pull.memory.blocks[:] = b"n" * len(pull.memory.blocks)  # the blocks' next user

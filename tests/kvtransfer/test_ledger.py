@@ -24,7 +24,7 @@ from kvtransfer.gate import Gate, ReadPermits
 from kvtransfer.lifetimes import SourceState
 from kvtransfer.memory import HostMemory
 from kvtransfer.refusal import Refusal, RefusalReason
-from kvtransfer.source import Claimant, ClaimRequest, SourceLedger
+from kvtransfer.source import Claimant, ClaimRequest, Prefilled, SourceLedger
 from kvtransfer.ticket import Ticket
 from tests.kvtransfer.rig import INCARNATION, LAYOUT, PULLER_ID, SOURCE_ID, fill, make_pool, pattern, take
 
@@ -269,7 +269,7 @@ async def test_blocks_are_announced_in_order_with_their_checksums_then_the_token
     book.ledger.seal(ID, 2)  # a repeat, and one that came late
     book.ledger.prefilled(ID, 99)
     assert await book.ledger.announcement(claimant) == [(3, sums[3]), (4, sums[4])]
-    assert await book.ledger.announcement(claimant) == 99
+    assert await book.ledger.announcement(claimant) == Prefilled(99)
     assert await book.ledger.announcement(claimant) is None
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -192,23 +194,69 @@ async def test_cancelling_a_fetch_from_a_silent_server_wakes_its_thread_at_once(
     threads.close()
 
 
+class Impostor:
+    """Listens, reads one request, and answers it with `answer`, a piece every `pause` seconds; then it hangs up."""
+
+    def __init__(self, answer: bytes, piece: int = 1 << 20, pause: float = 0.0) -> None:
+        self._answer, self._piece, self._pause = answer, piece, pause
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        sock, _ = self._listener.accept()
+        with sock, contextlib.suppress(OSError):  # the puller may have had enough
+            sock.recv(65536)
+            for start in range(0, len(self._answer), self._piece):
+                sock.sendall(self._answer[start : start + self._piece])
+                time.sleep(self._pause)
+
+    def close(self) -> None:
+        self._thread.join(5)
+        self._listener.close()
+
+
+async def fetch_from(impostor: Impostor, wants: int, seconds: float = 5.0) -> list[Fetched]:
+    """What a puller makes of its answer. The gate is always left."""
+    threads, gate = Threads.create(), Gate()
+    connection = TcpConnection("127.0.0.1", impostor.port, make_pool(), threads.network, block_seconds=seconds)
+    try:
+        return await connection.fetch(new_transfer_id(), [Want(at, 0, at) for at in range(wants)], gate)
+    finally:
+        assert gate.in_flight == 0
+        await connection.close()
+        threads.close()
+        impostor.close()
+
+
 async def test_a_server_that_answers_garbage_is_lost() -> None:
-    threads, destination = Threads.create(), make_pool()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with pytest.raises(PeerLost, match="not a reply of version 1"):
+        await fetch_from(Impostor(b"HTTP/1.1 400 Bad Request\r\n\r\n"), 1)
 
-        def answer() -> None:
-            sock, _ = listener.accept()
-            with sock:
-                sock.recv(65536)
-                sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
-        thread = threading.Thread(target=answer)
-        thread.start()
-        connection = TcpConnection("127.0.0.1", listener.getsockname()[1], destination, threads.network)
-        with pytest.raises(PeerLost, match="not a reply of version 1"):
-            await connection.fetch(new_transfer_id(), [Want(1, 0, 1)], Gate())
-        thread.join(5)
-    threads.close()
+WHOLE = frames.pack_reply(frames.ReplyStatus.OK, 2) + bytes(2) + bytes(2 * 4096) + bytes(2)
+
+
+@pytest.mark.parametrize("length", [0, 1, frames.REPLY.size, frames.REPLY.size + 1, 100, 4096 + 100, len(WHOLE) - 1])
+async def test_a_server_that_hangs_up_in_the_middle_of_a_reply_is_lost(length: int) -> None:
+    assert await fetch_from(Impostor(WHOLE), 2) == [Fetched.LANDED] * 2
+    with pytest.raises(PeerLost, match=r"hung up in the middle|reset"):
+        await fetch_from(Impostor(WHOLE[:length]), 2)
+
+
+async def test_a_server_that_sends_a_little_now_and_then_is_lost_after_the_timeout() -> None:
+    started = time.monotonic()
+    with pytest.raises(PeerLost, match="timed out"):
+        await fetch_from(Impostor(WHOLE[:200], piece=1, pause=0.02), 2, seconds=0.2)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("at", [0, 4, 6, 8, frames.REPLY.size, len(WHOLE) - 1])
+async def test_a_reply_with_a_spoiled_byte_is_no_landing(at: int) -> None:
+    spoiled = WHOLE[:at] + bytes([WHOLE[at] ^ 0x40]) + WHOLE[at + 1 :]
+    with pytest.raises(PeerLost, match=r"not a reply|unknown status|blocks to a request"):
+        await fetch_from(Impostor(spoiled), 2)
 
 
 def test_an_address_that_is_not_ours_is_a_clear_error() -> None:

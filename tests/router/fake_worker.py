@@ -98,6 +98,8 @@ class FakeWorker:
     """A prefill worker that goes past EOS."""
     ticket_seconds: float = 0.0
     """How long a prefill worker lets a prompt wait before it takes it on."""
+    deaf: bool = False
+    """Does nothing when it is asked to let a stream go."""
     overrun: bool = False
     """Goes on past max_tokens."""
     load: inference_pb2.Load = field(
@@ -108,6 +110,7 @@ class FakeWorker:
         self.submits: list[worker_pb2.Submit] = []
         self.cancels: list[tuple[str, int]] = []
         self.handoffs: list[worker_pb2.Handoff] = []
+        self.moves: list[tuple[str, int]] = []
         self.sessions = 0
         self.draining = False
         self.address = ""
@@ -217,6 +220,15 @@ class FakeWorker:
             elif kind == "handoff":
                 self.handoffs.append(message)
                 handed[key].set_result(message.ticket.transfer_id)
+            elif kind == "move" and self.deaf:
+                pass
+            elif kind == "move":
+                self.moves.append(key)
+                task = running.get(key)
+                if task is not None and not task.done():
+                    task.cancel()
+                    self.emit(message.id, ticket=self._ticket(message.id))
+                    self.emit(message.id, ended=worker_pb2.Ended(reason=worker_pb2.END_REASON_MOVED))
             else:
                 self.cancels.append(key)
                 task = running.get(key)
@@ -277,6 +289,9 @@ class FakeWorker:
             incarnation=self.ticket_incarnation or self.incarnation,
             request_id=attempt.request_id,
             attempt=attempt.attempt,
+            blocks=[transfer_pb2.TicketBlock(index=1, generation=1)],
+            layout_fingerprint=self.model.layout_fingerprint,
+            layout=self.model.layout,
         )
 
     async def _end(self, attempt: worker_pb2.AttemptId, reason: int, message: str = "") -> None:

@@ -6,13 +6,14 @@ import ast
 import inspect
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.ids import Incarnation, WorkerId
 from baton.layout import KVLayout, mismatch
 from router import placement
-from router.placement import Candidate, Need, Role, State, Way, WorkerKey, place
+from router.placement import Candidate, Need, Prefix, Role, State, Way, WorkerKey, place
 
 LAYOUT = KVLayout(2, 2, 16, 8, "bfloat16", b"weights")
 BLOCK = LAYOUT.block_size
@@ -72,6 +73,57 @@ def test_the_longest_cached_prefix_wins_among_equals() -> None:
     placed = place([P, replace(P2, cached_blocks=10), D, replace(D2, cached_blocks=5)], need())
     assert (placed.prefill, placed.decode) == (P2.key, D2.key)
     assert placed.cached_tokens == 160
+
+
+def fetching(num_tokens: int = 1000, **changes: object) -> Need:
+    return need(num_tokens, **({"fetch_prefix_tokens": 256} | changes))
+
+
+def test_what_another_holds_is_fetched_where_the_holder_is_busy() -> None:
+    busy = replace(P2, cached_blocks=50, queued_tokens=5000)
+    placed = place([P, busy, D], fetching())
+    assert (placed.prefill, placed.prefix) == (P.key, Prefix(P2.key, 50))
+    assert placed.cached_tokens == 800, "what is fetched is not computed"
+    assert "fetch=80" in str(placed)
+
+
+def test_the_holder_itself_is_chosen_before_a_fetch() -> None:
+    placed = place([P, replace(P2, cached_blocks=50), D], fetching())
+    assert (placed.prefill, placed.prefix) == (P2.key, None)
+
+
+def test_a_decode_worker_s_blocks_are_fetched_by_the_prefill_worker() -> None:
+    """As in the second turn of a conversation, whose first answer it wrote."""
+    placed = place([P, replace(D, cached_blocks=50)], fetching(2000))
+    assert (placed.prefill, placed.decode, placed.prefix) == (P.key, D.key, Prefix(D.key, 50))
+
+
+def test_with_its_prefix_fetched_a_short_rest_stays_on_the_decode_worker() -> None:
+    busy = replace(D2, cached_blocks=60, queued_tokens=9000)  # 960 of 1000 tokens
+    placed = place([P, D, busy], fetching())
+    assert (placed.way, placed.decode, placed.prefix) == (Way.LOCAL, D.key, Prefix(D2.key, 60))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cached_blocks": 15},  # 240 tokens
+        {"state": State.UNREACHABLE},
+        {"layout": replace(LAYOUT, dtype="float32")},
+    ],
+)
+def test_too_little_or_out_of_reach_is_not_fetched(changes: dict[str, object]) -> None:
+    holder = replace(P2, **{"cached_blocks": 50, "queued_tokens": 5000} | changes)
+    assert place([P, holder, D], fetching()).prefix is None
+    assert place([P, replace(P2, cached_blocks=50, queued_tokens=5000), D], need()).prefix is None, "0 is never"
+
+
+def test_what_a_stream_brings_along_is_fetched_however_little_it_is() -> None:
+    placed = place([D], fetching(100, offered_blocks=2, offered_layout=LAYOUT))
+    assert placed.prefix == Prefix(None, 2)
+    assert place([replace(D, cached_blocks=2)], fetching(100, offered_blocks=2, offered_layout=LAYOUT)).prefix is None
+    other = replace(LAYOUT, block_size=8)
+    assert place([D], fetching(100, offered_blocks=2, offered_layout=other)).prefix is None, "not block by block"
 
 
 def test_load_outweighs_a_small_prefix() -> None:

@@ -56,13 +56,8 @@ class System:
         async with aiohttp.ClientSession() as session:
             for worker in await self.workers():
                 async with session.get(f"http://{worker['metrics']}/metrics") as response:
-                    page = await response.text()
-                found.append({
-                    sample.labels["state"]: int(sample.value)
-                    for family in text_string_to_metric_families(page)
-                    for sample in family.samples
-                    if sample.name == "baton_kv_blocks"
-                })  # fmt: skip
+                    blocks = metric_by_label(await response.text(), "baton_kv_blocks", "state")
+                found.append({state: int(count) for state, count in blocks.items()})
         return found
 
     async def assert_idle(self, within: float = 20.0) -> None:
@@ -151,6 +146,15 @@ def sum_metric(page: str, name: str, labels: dict[str, str]) -> float:
         for sample in family.samples
         if sample.name == name and all(sample.labels.get(k) == v for k, v in labels.items())
     )
+
+
+def metric_by_label(page: str, name: str, label: str) -> dict[str, float]:
+    return {
+        sample.labels[label]: sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        if sample.name == name
+    }
 
 
 def children(pid: int) -> list[int]:

@@ -4,33 +4,51 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any, cast
 
+from baton.clock import Clock, ManualClock
 from baton.errors import HandoffFailed
 from baton.hashing import block_hashes, root_hash
 from baton.ids import AttemptId, BlockHash, BlockIndex, BlockRef, Generation, Incarnation, TransferId, WorkerId
 from baton.layout import KVLayout
-from baton.metrics import Metrics, RequestMetrics, WorkerMetrics
+from baton.metrics import Metrics, RequestMetrics, TransferMetrics, WorkerMetrics
 from baton.sampling import SamplingParams
 from baton.v1 import inference_pb2, transfer_pb2, worker_pb2
+from decode_worker.admission import Admission
 from engine.block_pool import BlockPool
 from engine.engine import Engine
 from engine.messages import Command
 from engine.scheduler import Scheduler, SchedulerLimits
+from kvtransfer.gate import ReadPermits
 from kvtransfer.landing import Landed, Landing
+from kvtransfer.memory import HostMemory
 from kvtransfer.reservation import Prompt
+from kvtransfer.source import SourceLedger
 from kvtransfer.ticket import Ticket
+from prefill_worker.handoff import Handoff
 from tests.engine.scripted_runner import VOCAB, ScriptedRunner, next_token
 from worker.core import WorkerCore
+from worker.fetching import Fetching
+from worker.lending import Lending
 from worker.role import Role, SendCommand
 from worker.session import Session
 
 BLOCK = 4
 FINGERPRINT = b"model"
+LEASE = 10.0
+LAYOUT = KVLayout(1, 1, BLOCK, 1, "float32", FINGERPRINT)
+_EXECUTOR = ThreadPoolExecutor(1)
 
 
 class Rig:
     """Steps are taken by hand: `turn` does what the engine's thread does between two sleeps."""
+
+    clock: ManualClock
+    ledger: SourceLedger
+    puller: ScriptedPuller
+    lending: Lending
 
     def __init__(self, make_role: Callable[[WorkerCore, SendCommand, Rig], Role], blocks: int = 32) -> None:
         self.runner = ScriptedRunner(BLOCK)
@@ -88,7 +106,13 @@ class Rig:
         self._listen()
 
     def submit(
-        self, task: int, prompt: Sequence[int], attempt: int = 0, deadline: float = 0, count: int = 5
+        self,
+        task: int,
+        prompt: Sequence[int],
+        attempt: int = 0,
+        deadline: float = 0,
+        count: int = 5,
+        prefix: worker_pb2.PrefixSource | None = None,
     ) -> AttemptId:
         sampling = SamplingParams(max_tokens=count, seed=0, ignore_eos=True)
         message = worker_pb2.Submit(
@@ -98,6 +122,7 @@ class Rig:
             num_prompt_tokens=len(prompt),
             sampling=sampling.to_proto(),
             deadline_seconds=deadline,
+            prefix=prefix,
         )
         self.say(submit=message)
         return AttemptId("r", attempt)
@@ -144,16 +169,35 @@ class ScriptedPuller:
     reserved: list[Sequence[BlockRef]] = field(default_factory=list)
     kept: list[Ticket] = field(default_factory=list)
     offer_over: asyncio.Event = field(default_factory=asyncio.Event)
+    asked: list[list[BlockHash]] = field(default_factory=list)
+    """Of a lender, by name."""
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+    lends: int = 0
+    """So many blocks the lender has, when it answers."""
     own_dtype: bool = True
     """Of what lands."""
 
     def land(
-        self, ticket: Ticket, id: AttemptId, destination: Sequence[BlockRef], first_missing: int, prompt: Prompt
+        self,
+        ticket: Ticket,
+        id: AttemptId,
+        destination: Sequence[BlockRef],
+        first_missing: int,
+        prompt: Prompt | None = None,
     ) -> Landing:
         landing = Landing(id, lambda old, new: None)
         self.landings.append(landing)
         self.reserved.append(destination[first_missing:])
         return landing
+
+    async def borrow(
+        self, lender: WorkerId, address: str, incarnation: int, id: AttemptId, hashes: Sequence[BlockHash]
+    ) -> Ticket:
+        self.asked.append(list(hashes))
+        await self.answered.wait()
+        if not self.lends:
+            raise HandoffFailed("nothing is lent")
+        return Ticket.from_proto(ticket_of(hashes[: self.lends], id))
 
     async def keep(self, ticket: Ticket) -> None:
         self.kept.append(ticket)
@@ -174,16 +218,55 @@ class ScriptedPuller:
         landing.commit(Landed(token, len(blocks), 64 * len(blocks), 0.001, "shm", own_dtype=self.own_dtype))
 
 
+def make_rig(kind: type[Handoff] | type[Admission], blocks: int = 32) -> Rig:
+    """A worker of that role, with a real ledger (`rig.ledger`, by `rig.clock`) and a scripted puller (`rig.puller`)."""
+
+    def make_role(core: WorkerCore, send: SendCommand, rig: Rig) -> Role:
+        rig.clock = ManualClock()
+        rig.ledger = ledger = _ledger(rig.clock, blocks, lambda request_id: role.set_over(request_id))
+        rig.puller = ScriptedPuller(rig)
+        rig.lending = Lending(ledger, send)
+        fetching = Fetching(core, cast(Any, rig.puller), send, WorkerMetrics(Metrics()))
+        role: Handoff | Admission
+        if kind is Handoff:
+            role = Handoff(core, ledger, rig.lending, fetching, send)
+        else:
+            role = Admission(core, cast(Any, rig.puller), rig.lending, fetching, send)
+        return role
+
+    return Rig(make_role, blocks)
+
+
+def _ledger(clock: Clock, blocks: int, on_terminal: Callable[[AttemptId], None]) -> SourceLedger:
+    return SourceLedger(
+        memory=HostMemory.create(blocks, LAYOUT.block_bytes),
+        layout=LAYOUT,
+        worker_id=WorkerId("p"),
+        address="127.0.0.1:1",
+        incarnation=Incarnation(7),
+        lease_seconds=LEASE,
+        on_terminal=on_terminal,
+        clock=clock,
+        metrics=TransferMetrics(Metrics()),
+        executor=_EXECUTOR,
+        permits=ReadPermits(),
+    )
+
+
 def ticket_for(prompt: Sequence[int], attempt: int = 0) -> transfer_pb2.Ticket:
     hashes = block_hashes(root_hash(FINGERPRINT), prompt, BLOCK, partial=True)
+    return ticket_of(hashes, AttemptId("r", attempt), len(prompt))
+
+
+def ticket_of(hashes: Sequence[BlockHash], id: AttemptId, num_tokens: int = 0) -> transfer_pb2.Ticket:
     return Ticket(
         transfer_id=TransferId(bytes(range(16))),
         worker_id=WorkerId("p"),
         address="127.0.0.1:1",
         incarnation=Incarnation(7),
-        layout=KVLayout(1, 1, BLOCK, 1, "float32", FINGERPRINT),
-        blocks=tuple(BlockRef(BlockIndex(i), Generation(1), BlockHash(h)) for i, h in enumerate(hashes)),
+        layout=LAYOUT,
+        blocks=tuple(BlockRef(BlockIndex(i), Generation(1), h) for i, h in enumerate(hashes)),
         lease_seconds=10,
-        num_tokens=len(prompt),
-        id=AttemptId("r", attempt),
+        num_tokens=num_tokens or len(hashes) * BLOCK,
+        id=id,
     ).to_proto()

@@ -12,7 +12,7 @@ from baton.sampling import SamplingParams
 from baton.v1 import transfer_pb2, worker_pb2
 from decode_worker.admission import Admission
 from tests.engine.scripted_runner import continuation
-from tests.worker.rig import Rig, ScriptedPuller, proto_id, ticket_for
+from tests.worker.rig import Rig, make_rig, proto_id, ticket_for
 
 PROMPT = [n % 50 for n in range(3, 25)]
 RECEIVE = worker_pb2.TASK_RECEIVE
@@ -20,15 +20,7 @@ RECEIVE = worker_pb2.TASK_RECEIVE
 
 @pytest.fixture
 async def rig() -> Rig:
-    return make_rig()
-
-
-def make_rig(blocks: int = 32) -> Rig:
-    def make_role(core, send, rig):  # type: ignore[no-untyped-def]  # as WorkerCore and Rig say
-        rig.puller = ScriptedPuller(rig)
-        return Admission(core, rig.puller, send)
-
-    return Rig(make_role, blocks)
+    return make_rig(Admission)
 
 
 def hand_over(rig: Rig, ticket: transfer_pb2.Ticket | None = None) -> None:
@@ -179,7 +171,7 @@ async def test_a_failed_landing_with_a_writer_is_quarantined_until_it_has_gone(r
 
 
 async def test_while_there_is_no_room_the_offer_is_kept(rig: Rig) -> None:
-    rig = make_rig(blocks=8)
+    rig = make_rig(Admission, blocks=8)
     long = rig.submit(worker_pb2.TASK_LOCAL, PROMPT, attempt=9, count=9)
     await rig.turn(3)
     rig.submit(RECEIVE, PROMPT[::-1])
@@ -193,7 +185,7 @@ async def test_while_there_is_no_room_the_offer_is_kept(rig: Rig) -> None:
 
 
 async def test_an_offer_that_is_over_while_waiting_is_a_failed_handoff(rig: Rig) -> None:
-    rig = make_rig(blocks=8)
+    rig = make_rig(Admission, blocks=8)
     rig.submit(worker_pb2.TASK_LOCAL, PROMPT, attempt=9, count=9)
     await rig.turn(3)
     rig.submit(RECEIVE, PROMPT[::-1])

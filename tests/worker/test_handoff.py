@@ -3,54 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from baton.clock import ManualClock
-from baton.ids import Incarnation, WorkerId
-from baton.layout import KVLayout
-from baton.metrics import Metrics, TransferMetrics
+from baton.ids import WorkerId
 from baton.v1 import worker_pb2
-from kvtransfer.gate import ReadPermits
-from kvtransfer.memory import HostMemory
-from kvtransfer.source import Claimant, ClaimRequest, SourceLedger
+from kvtransfer.source import Claimant, ClaimRequest
 from kvtransfer.ticket import Ticket
 from prefill_worker.handoff import Handoff
 from tests.engine.scripted_runner import next_token
-from tests.worker.rig import Rig, proto_id
+from tests.worker.rig import LEASE, Rig, make_rig, proto_id
 
 PROMPT = [n % 50 for n in range(3, 25)]
 PREFILL = worker_pb2.TASK_PREFILL
-LEASE = 10.0
 
 
 @pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    clock = ManualClock()
-    executor = ThreadPoolExecutor(1)
-
-    def make_role(core, send, rig):  # type: ignore[no-untyped-def]  # as WorkerCore and Rig say
-        rig.clock = clock
-        rig.ledger = SourceLedger(
-            memory=HostMemory.create(32, 64),
-            layout=KVLayout(1, 1, 4, 4, "float32", b"model"),
-            worker_id=WorkerId("p"),
-            address="127.0.0.1:1",
-            incarnation=Incarnation(7),
-            lease_seconds=LEASE,
-            on_terminal=lambda request_id: rig.role.set_over(request_id),
-            clock=clock,
-            metrics=TransferMetrics(Metrics()),
-            executor=executor,
-            permits=ReadPermits(),
-        )
-        rig.role = Handoff(core, rig.ledger, send)
-        return rig.role
-
-    yield Rig(make_role)
-    executor.shutdown()
+async def rig() -> Rig:
+    return make_rig(Handoff)
 
 
 def claim(rig: Rig) -> Claimant:

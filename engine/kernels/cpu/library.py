@@ -123,6 +123,10 @@ def load_library(path: Path) -> Kernel:
     library.baton_words.argtypes = [number, ctypes.c_uint64, ctypes.c_uint64, number, pointer]
     library.baton_words.restype = number
     isa = Isa(library.baton_best_isa())
+    library.baton_copy_least.restype = number
+    pool = (pointer, number)
+    library.baton_copy_and_sum.argtypes = [*pool, *pool, number, pointer, number, pointer, number]
+    library.baton_copy_and_sum.restype = number
     library.baton_has_f16c.restype = number
     if isa >= Isa.AVX2:
         library.baton_linear.argtypes = [pointer, pointer, pointer, number, number, pointer]
