@@ -448,6 +448,8 @@ class Scheduler:
         if request.phase is Phase.RECEIVING:
             self._holdings.drop_landing(request, in_flight=True)
         full = request.num_computed // self.limits.block_size
+        if not request.shareable:
+            full = min(full, request.num_hit_blocks)  # whoever goes on would take the others for such as it computes
         if request.phase is Phase.RUNNING and full and not self._holdings.has_offer(request.id):
             self._offer(request, full, full * self.limits.block_size)
         self._end(request, EndReason.MOVED, "the worker is draining")

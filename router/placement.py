@@ -210,11 +210,10 @@ def _missing_tokens(cached_tokens: int, need: Need) -> int:
 
 
 def _prefix(candidate: Candidate, need: Need, holders: Sequence[Candidate]) -> Prefix | None:
-    """What the candidate had better fetch than compute: blocks that it can take over one by one."""
+    """What the candidate had better fetch than compute: blocks of its own layout, for what it computes on from them is
+    cached under its own names, and may be handed on."""
     layout = candidate.layout
-    offered = need.offered_layout
-    fits = offered is not None and offered.block_size == layout.block_size and not mismatch(offered, layout)
-    if fits and need.offered_blocks > candidate.cached_blocks:
+    if need.offered_blocks > candidate.cached_blocks and need.offered_layout == layout:
         return Prefix(None, need.offered_blocks)
     holder = next((h for h in holders if h.key != candidate.key and h.layout == layout), None)
     if holder is None or not need.fetch_prefix_tokens or holder.state is State.UNREACHABLE:

@@ -347,6 +347,24 @@ def test_what_landed_in_other_values_serves_its_own_stream_alone():
     assert h.idle()
 
 
+@pytest.mark.parametrize("shareable", [True, False])
+def test_what_landed_in_other_values_is_not_offered_to_whoever_goes_on_with_the_stream(shareable: bool):
+    h, prompt = Harness(), prompt_of(22)
+    h.add("before", prompt[:8])
+    h.run()
+    request = h.add("a", prompt, count=6, task=Task.RECEIVE)
+    h.run()
+    land(h, request, prompt)
+    h.engine.handle(Commit(request, next_token(prompt), shareable=shareable))
+    h.step()
+    h.engine.handle(MoveAway(request))
+    h.run()
+    assert h.ended[request].reason is EndReason.MOVED
+    assert len(h.of(Offered, request)[0].blocks) == (5 if shareable else 2), "2 were computed here before"
+    h.engine.handle(ReleaseOffer(request))
+    assert h.idle()
+
+
 @pytest.mark.parametrize("swap", [0, 200])
 def test_other_values_are_still_others_when_they_come_back_from_host_memory(monkeypatch: pytest.MonkeyPatch, swap: int):
     pacer = Pacer()

@@ -124,6 +124,8 @@ def test_what_a_stream_brings_along_is_fetched_however_little_it_is() -> None:
     assert place([replace(D, cached_blocks=2)], fetching(100, offered_blocks=2, offered_layout=LAYOUT)).prefix is None
     other = replace(LAYOUT, block_size=8)
     assert place([D], fetching(100, offered_blocks=2, offered_layout=other)).prefix is None, "not block by block"
+    other = replace(LAYOUT, dtype="float32")
+    assert place([D], fetching(100, offered_blocks=2, offered_layout=other)).prefix is None, "not what it computes"
 
 
 def test_load_outweighs_a_small_prefix() -> None:
