@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 class Trace:
     def __init__(self, now: Callable[[], float], *, story: bool) -> None:
-        """With `story`, messages and steps are told as well; they are hashed either way."""
+        """With `story`, it is told in lines; it is hashed either way."""
         self.story = story
         self.events = 0
         self.lines: list[str] = []
@@ -21,8 +21,7 @@ class Trace:
 
     def note(self, text: str) -> None:
         """Something that a reader wants to know."""
-        self.count(text.encode())
-        self.lines.append(f"{self._now():9.4f}  {text}")
+        self.count(text.encode(), lambda: text)
 
     def count(self, data: bytes, tell: Callable[[], str] | None = None) -> None:
         """One event. `tell` makes its line, where a story is wanted; an empty line is left out."""

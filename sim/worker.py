@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Executor
-from functools import cache
 from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
 from baton.ids import BlockIndex, WorkerId, new_incarnation
 from baton.layout import KVLayout
-from baton.metrics import Metrics, RequestMetrics, TransferMetrics, WorkerMetrics
+from baton.metrics import RequestMetrics, TransferMetrics, WorkerMetrics
 from baton.v1 import transfer_pb2_grpc, worker_pb2, worker_pb2_grpc
 from decode_worker.admission import Admission
 from discovery.records import WorkerRecord, WorkerRole
+from discovery.registration import Registration
 from engine.block_pool import BlockPool, Hold
 from engine.engine import Engine
 from engine.pacing import Pacer
@@ -31,10 +31,11 @@ from kvtransfer.transports.fake import FakeSource
 from prefill_worker.handoff import Handoff
 from sim import invariants, model
 from sim.engine_driver import EngineDriver
+from sim.figures import Figures
 from sim.loop import Node
 from sim.memory import SimMemory
 from sim.network import Server
-from sim.redis import SimRegistration
+from sim.redis import HEARTBEAT_SECONDS, SimRedisClient
 from sim.runner import SimRunner
 from sim.scenario import WorkerSpec
 from worker.core import WorkerCore
@@ -55,19 +56,13 @@ class _Nowhere(Executor):
     """The loop runs what is handed to an executor by itself; none is ever used."""
 
 
-@cache
-def _bound_metrics() -> tuple[RequestMetrics, WorkerMetrics, TransferMetrics]:
-    """The same for all lives: they are not read here, and take longer to make than a seed to run."""
-    metrics = Metrics()
-    return RequestMetrics(metrics, "sim"), WorkerMetrics(metrics), TransferMetrics(metrics)
-
-
 class Life:
     """Starts in its own node's context."""
 
     def __init__(self, world: World, spec: WorkerSpec, number: int) -> None:
         self.spec = spec
-        self.node = Node(f"{spec.id}.{number}")
+        self.number = number
+        self.node = Node(spec.id, number, spec.clock_rate)
         self.address = f"{spec.id}:1"
         self.booted = False
         self.draining = False
@@ -81,6 +76,9 @@ class Life:
     def _boot(self) -> None:
         world, spec = self._world, self.spec
         scenario = world.scenario
+        figures = Figures()
+        self.transfers, worker_metrics = TransferMetrics(figures), WorkerMetrics(figures)
+        self.stale_messages = worker_metrics.stale_messages
         self.layout = KVLayout(1, 1, scenario.block_size, 1, "float32", MODEL)
         self.memory = SimMemory(spec.num_blocks, scenario.block_size, self._guard)
         assert self.memory.block_bytes == self.layout.block_bytes
@@ -94,16 +92,20 @@ class Life:
             model_fingerprint=MODEL,
         )
         self.swap = SwapPool(spec.num_swap_slots)
-        runner = SimRunner(self.memory, self.pool, scenario.block_size, self._broken)
+        self.runner = SimRunner(self.memory, self.pool, scenario.block_size, self._broken)
         self.engine = Engine(
-            Scheduler(self.pool, limits, self.swap), runner, pacer=Pacer() if spec.num_swap_slots else None
+            Scheduler(self.pool, limits, self.swap),
+            self.runner,
+            pacer=Pacer(spec.itl_objective_seconds) if spec.has_pacer else None,
         )
         self.driver = EngineDriver(
+            world.loop,
             self.engine,
             spec.steps,
             self._draw,
             lambda events, load: self.core.on_engine_events(events, load),
             self._stepped,
+            self._touched,
         )
         self.record = WorkerRecord(
             id=WorkerId(spec.id),
@@ -116,26 +118,29 @@ class Life:
             block_size=scenario.block_size,
             model_fingerprint=MODEL,
         )
-        server = Server(world.network, self.node)
-        self.registration = registration = SimRegistration(world.redis, self.record)
-        requests, workers, _ = _bound_metrics()
+        server = Server(world.network, self.node, self.address)
+        self.registration = Registration(
+            cast(Any, SimRedisClient(world.redis)),
+            self.record,
+            heartbeat_seconds=HEARTBEAT_SECONDS,
+            clock=world.clock,
+        )
         self.core = WorkerCore(
             lambda core: self._role(core, self.driver.send, server),
             vocab_size=model.VOCAB,
-            block_events=registration,
-            request_metrics=requests,
-            metrics=workers,
+            block_events=self.registration,
+            request_metrics=RequestMetrics(figures, "sim"),
+            metrics=worker_metrics,
             clock=world.clock,
         )
         worker_pb2_grpc.add_WorkerServicer_to_server(WorkerService(self.core, self._hello()), cast(Any, server))
-        server.listen(self.address)
         self.driver.start()
-        registration.start()
+        asyncio.get_running_loop().create_task(self.registration.start())
         self.booted = True
 
     def _role(self, core: WorkerCore, send: SendCommand, server: Server) -> Role:
         threads = Threads(cast(Any, _Nowhere()), cast(Any, _Nowhere()))
-        world, (_, _, transfers) = self._world, _bound_metrics()
+        world, transfers = self._world, self.transfers
         if self.spec.role is not WorkerRole.PREFILL:
             self.puller = Puller(
                 memory=self.memory,
@@ -205,7 +210,11 @@ class Life:
             for what in invariants.at_exit(self):
                 self._world.broken(what)
         await asyncio.sleep(_GOODBYE_SECONDS)
-        self._world.exits(self)
+        self._world.faults.exits(self)
+
+    def _touched(self) -> None:
+        for what in invariants.after_every_event(self):
+            self._world.broken(what)
 
     def _stepped(self, plan: StepPlan, result: StepResult) -> None:
         self._world.trace.count(f"step {self.node.name} {plan.num_tokens} {result.token_ids}".encode())
