@@ -11,6 +11,7 @@ from discovery.keys import Keys, block_name
 from engine.block_pool import Hold
 
 if TYPE_CHECKING:
+    from sim.reached import Reached
     from sim.worker import Life
     from sim.world import World
 
@@ -50,6 +51,16 @@ def at_exit(life: Life) -> Iterator[str]:
         yield f"{life.node.name}: it has drained and holds blocks: {counts}"
     if life.ledger is not None and life.ledger.live():
         yield f"{life.node.name}: it has drained and offers {', '.join(map(str, life.ledger.live()))}"
+
+
+def of_calm(reached: Reached) -> Iterator[str]:
+    """Nothing has gone wrong: so nothing was lost, given up or done again."""
+    if reached.resumed:
+        yield f"{reached.resumed} attempts were made again, and nothing had gone wrong"
+    if reached.leases_expired:
+        yield f"{reached.leases_expired} leases ran out, and nothing had gone wrong"
+    if reached.pulled_again:
+        yield f"{reached.pulled_again} blocks were pulled again, and nothing had gone wrong"
 
 
 def at_rest(world: World) -> Iterator[str]:

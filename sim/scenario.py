@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from math import inf, isfinite
+from math import inf
 from random import Random
 
 from discovery.records import WorkerRole
@@ -27,11 +27,6 @@ class WorkerSpec:
     itl_objective_seconds: float
     steps: StepTimes
     clock_rate: float
-
-    @property
-    def has_pacer(self) -> bool:
-        """It is slow to learn here; without it nothing is swapped, and streams limit no prompt."""
-        return self.num_swap_slots > 0 or isfinite(self.itl_objective_seconds)
 
 
 @dataclass(frozen=True)

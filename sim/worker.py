@@ -17,7 +17,6 @@ from discovery.records import WorkerRecord, WorkerRole
 from discovery.registration import Registration
 from engine.block_pool import BlockPool, Hold
 from engine.engine import Engine
-from engine.pacing import Pacer
 from engine.plan import StepPlan, StepResult
 from engine.scheduler import Scheduler, SchedulerLimits
 from engine.swap import SwapPool
@@ -35,6 +34,7 @@ from sim.figures import Figures
 from sim.loop import Node
 from sim.memory import SimMemory
 from sim.network import Server
+from sim.pacer import pacer_of
 from sim.redis import HEARTBEAT_SECONDS, SimRedisClient
 from sim.runner import SimRunner
 from sim.scenario import WorkerSpec
@@ -96,7 +96,7 @@ class Life:
         self.engine = Engine(
             Scheduler(self.pool, limits, self.swap),
             self.runner,
-            pacer=Pacer(spec.itl_objective_seconds) if spec.has_pacer else None,
+            pacer=pacer_of(spec.steps, spec.itl_objective_seconds),
         )
         self.driver = EngineDriver(
             world.loop,

@@ -178,6 +178,14 @@ class World:
                 break
         for what in invariants.at_rest(self):
             self.broken(what)
+        if scenario.is_calm:
+            for what in invariants.of_calm(self.reached()):
+                self.broken(what)
+
+    def reached(self) -> Reached:
+        workers = (life for life in self._all if isinstance(life, Life) and life.booted)
+        routers = (life for life in self._all if isinstance(life, RouterLife) and life.booted)
+        return Reached.of(workers, routers, self.network)
 
     def _everybody_runs(self) -> bool:
         return all(life.booted and life.node.runs and not life.draining for life in self.lives.values())
@@ -197,11 +205,7 @@ class World:
             seconds=self.loop.now,
             answered=sum(client.answered for client in self.clients),
             requests=len(self.clients),
-            reached=Reached.of(
-                (life for life in self._all if isinstance(life, Life) and life.booted),
-                (life for life in self._all if isinstance(life, RouterLife) and life.booted),
-                self.network,
-            ),
+            reached=self.reached(),
             lines=tuple(self.trace.lines),
         )
 

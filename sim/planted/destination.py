@@ -63,9 +63,13 @@ _EARLY: dict[Any, Reserved] = {}
 
 def _hold_what_is_reserved(self: Admission, event: RequestEvent) -> None:
     arrival: _Arrival | None = self._arrivals.get(event.id)
-    if isinstance(event, Reserved) and arrival is not None and arrival.ticket is None:
-        _EARLY[id(self), event.id] = event
-        return
+    if isinstance(event, Reserved) and arrival is not None:
+        if arrival.ticket is None:
+            _EARLY[id(self), event.id] = event
+            return
+        if arrival.ticket is _NO_TICKET:
+            arrival.reserved = True  # given up meanwhile, and freed when it has ended
+            return
     _on_event(self, event)
 
 
