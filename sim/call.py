@@ -59,6 +59,8 @@ class _Way:
         network = self._network
         begins = max(network.loop.now, network.cut_until(self._sender.place, self._receiver.place))
         self._schedule(item, begins)
+        if self._call.repeats and isinstance(item, bytes) and network.draw.random() < self._call.repeats:
+            self._schedule(item, begins)
 
     def cut(self, end: End, *, lose: bool) -> float:
         """Nothing follows but `end`, which the receiver hears from its own side, when this says; with `lose`, what is
@@ -109,9 +111,10 @@ class Call:
         serialize: Any,
         deserialize: Any,
         timeout: float | None,
+        repeats: float,
     ) -> None:
-        """`served`: None where nobody listens."""
-        self.client, self.path = client, path
+        """`served`: None where nobody listens. `repeats`: the share of its messages that arrive twice."""
+        self.client, self.path, self.repeats = client, path, repeats
         self._network, self._serialize, self._deserialize = network, serialize, deserialize
         self._deadline = None if timeout is None else network.loop.now + timeout
         self.server = served.node if served is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -59,7 +60,7 @@ class Client:
         elif self._finished is None:
             world.broken(f"{spec.name} ended without a last chunk")
         else:
-            self._judge_answer(self._finished.reason)
+            self._judge_answer(self._finished)
 
     async def _ask(self, timeout: float) -> None:
         spec = self.spec
@@ -67,6 +68,7 @@ class Client:
             token_ids=inference_pb2.TokenIds(ids=spec.prompt),
             sampling=SamplingParams(max_tokens=spec.max_tokens, seed=0).to_proto(),
             request_id=spec.name,
+            cache_salt=spec.salt,
         )
         channel = self._world.network.open_channel(address_of(spec.router))
         call: Any = inference_pb2_grpc.InferenceStub(channel).Generate(request, timeout=timeout)
@@ -88,12 +90,22 @@ class Client:
         if response.HasField("finished"):
             self._finished = response.finished
 
-    def _judge_answer(self, reason: inference_pb2.FinishReason.ValueType) -> None:
+    def _judge_answer(self, finished: inference_pb2.Finished) -> None:
+        reason, cached = finished.reason, finished.usage.cached_tokens
         if self._got != self._expected:
             self._world.broken(f"{self.spec.name} ended after {len(self._got)} of {len(self._expected)} tokens")
         if reason != _REASONS[self._expected[-1] in model.EOS]:
             self._world.broken(f"{self.spec.name} ended with reason {reason}")
+        if not finished.timings.resumes and cached > (most := self._most_cached()):
+            self._world.broken(f"{self.spec.name} found {cached} tokens cached, its tenant has had {most} of them")
         self._end(f"is answered: {len(self._got)} tokens")
+
+    def _most_cached(self) -> int:
+        """How far its prompt is in what others of its tenant have asked and been told."""
+        tenant = (other for other in self._world.clients if other is not self and other.spec.salt == self.spec.salt)
+        return max(
+            (_common(self.spec.prompt, other.spec.prompt + tuple(other._expected)) for other in tenant), default=0
+        )
 
     def _judge_error(self, error: BaseException, late: float) -> None:
         name, world = self.spec.name, self._world
@@ -116,3 +128,9 @@ class Client:
         self.ended = how
         self._world.asked_no_more(self.spec.name)
         self._world.trace.note(f"{self.spec.name} {how}")
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many they begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))

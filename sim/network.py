@@ -14,6 +14,7 @@ import grpc
 
 from sim.call import Call, End, Served
 from sim.loop import NODE, Node, VirtualLoop
+from sim.scenario import Delays
 from sim.trace import Trace
 
 KEEPALIVE_SECONDS = 10.0
@@ -22,11 +23,12 @@ KEEPALIVE_SECONDS = 10.0
 
 class Network:
     def __init__(
-        self, loop: VirtualLoop, draw: Random, delay: Callable[[], float], trace: Trace, broken: Callable[[str], None]
+        self, loop: VirtualLoop, draw: Random, delays: Delays, trace: Trace, broken: Callable[[str], None]
     ) -> None:
         self.loop = loop
         self.draw = draw
-        self.delay = delay
+        self.delay = partial(delays.network, draw)
+        self.repeats = delays.repeat_share
         self.trace = trace
         self.broken = broken
         self.servers: dict[str, Server] = {}
@@ -139,7 +141,8 @@ class Channel:
             call.cancel()
 
     def stream_stream(self, path: str, request_serializer: Any, response_deserializer: Any, **_: Any) -> Any:
-        return lambda: self._call(path, request_serializer, response_deserializer)
+        repeats = self._network.repeats
+        return lambda: self._call(path, request_serializer, response_deserializer, repeats=repeats)
 
     def unary_stream(self, path: str, request_serializer: Any, response_deserializer: Any, **_: Any) -> Any:
         def ask(request: Any, timeout: float | None = None) -> Call:
@@ -163,13 +166,15 @@ class Channel:
 
         return ask
 
-    def _call(self, path: str, serialize: Any, deserialize: Any, timeout: float | None = None) -> Call:
+    def _call(
+        self, path: str, serialize: Any, deserialize: Any, timeout: float | None = None, repeats: float = 0.0
+    ) -> Call:
         client, server = NODE.get(), self._network.servers.get(self._address)
         assert client is not None, "a call is some process's"
         served = None
         if server is not None and not server.node.dead:
             served = Served(server.node, partial(server.handler, path), server.methods[path].request_deserializer)
-        call = Call(self._network, client, served, path, serialize, deserialize, timeout)
+        call = Call(self._network, client, served, path, serialize, deserialize, timeout, repeats)
         self._network.asked[path] += 1
         self._calls.append(call)
         return call

@@ -6,6 +6,7 @@ tests/sim/test_redis.py holds it to a real server.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -150,17 +151,26 @@ class SimRedis:
         self._delay = delay
 
     async def ask(self, work: Callable[[], T]) -> T:
-        """There, and back. Raises ConnectionError where it is away at either time."""
-        await self.loop.pause(self._delay() + self.slow)
-        self._need()
-        answer = work()
-        await self.loop.pause(self._delay())
-        self._need()
-        return _lie(answer) if self.lies else answer
+        """There, and back, and done there also where the asker has gone meanwhile. Raises ConnectionError where it is
+        away at either time."""
+        answer: asyncio.Future[T] = self.loop.create_future()
+        self.loop.later(self._delay() + self.slow, self._arrive, work, answer)
+        return await answer
 
-    def _need(self) -> None:
-        if not self.up:
-            raise ConnectionError("Connection refused")
+    def _arrive(self, work: Callable[[], T], answer: asyncio.Future[T]) -> None:
+        if self.up:
+            said = work()
+            self.loop.later(self._delay(), self._answer, answer, _lie(said) if self.lies else said)
+        else:
+            self._answer(answer, None)
+
+    def _answer(self, answer: asyncio.Future[T], said: Any) -> None:
+        if answer.done():
+            return
+        if self.up:
+            answer.set_result(said)
+        else:
+            answer.set_exception(ConnectionError("Connection refused"))
 
 
 def _lie(answer: Any) -> Any:

@@ -40,6 +40,8 @@ class RequestSpec:
     name: str
     router: str
     at: float
+    salt: bytes
+    """Its tenant's."""
     prompt: tuple[int, ...]
     max_tokens: int
     timeout: float | None
@@ -95,6 +97,8 @@ class Delays:
     slow: float
     slow_share: float
     thread: float
+    repeat_share: float = 0.0
+    """Of the messages on a stream between two of ours that arrive twice."""
 
     @property
     def longest(self) -> float:
@@ -128,7 +132,8 @@ class Scenario:
     @property
     def is_calm(self) -> bool:
         """Nothing goes wrong: so every request has to be answered in full."""
-        return not self.faults and not self.transport_corrupt and not self.transport_drop and not self.delays.slow_share
+        chances = (self.transport_corrupt, self.transport_drop, self.delays.slow_share, self.delays.repeat_share)
+        return not self.faults and not any(chances)
 
     @property
     def clocks_agree(self) -> bool:
@@ -164,7 +169,13 @@ def make_scenario(seed: int) -> Scenario:
         max_model_len=max_model_len,
         lease_seconds=draw.choice((0.5, 1.0, 3.0)) if not calm else 5.0,
         local_prefill_tokens=draw.choice((0, 0, 4, 16)),
-        delays=Delays(draw.choice((0.001, 0.01)), draw.choice((0.1, 1.0, 4.0)), slow_share, draw.choice((0.001, 0.02))),
+        delays=Delays(
+            usual=draw.choice((0.001, 0.01)),
+            slow=draw.choice((0.1, 1.0, 4.0)),
+            slow_share=slow_share,
+            thread=draw.choice((0.001, 0.02)),
+            repeat_share=0.0 if calm else draw.choice((0.0, 0.0, 0.0, 0.05)),
+        ),
         transport_delay=draw.choice((0.0005, 0.005, 0.05)),
         transport_corrupt=draw.choice((0.0, 0.02, 0.2)) if lossy else 0.0,
         transport_drop=draw.choice((0.0, 0.02, 0.1)) if lossy else 0.0,
@@ -218,6 +229,7 @@ def _requests(
     prefixes = [_tokens(draw, draw.randint(1, max_model_len - 2)) for _ in range(draw.randint(1, 3))]
     cancels = draw.choice((0.0, 0.2, 0.9))
     long_answers = draw.random() < 0.5
+    salts = draw.choice(((b"",), (b"", b"tenant")))
     requests = []
     for number in range(draw.randint(3, 14)):
         prefix = draw.choice(prefixes) if draw.random() < 0.7 else ()
@@ -228,6 +240,7 @@ def _requests(
             RequestSpec(
                 name=f"r{number}",
                 router=draw.choice(routers).id,
+                salt=draw.choice(salts),
                 at=draw.uniform(1.0, LOAD_SECONDS) if draw.random() < 0.4 else draw.uniform(1.0, 1.3),
                 prompt=prompt,
                 max_tokens=left if long_answers else draw.randint(1, left),
@@ -269,7 +282,7 @@ def _faults(draw: Random, workers: tuple[WorkerSpec, ...], routers: tuple[Router
             other = draw.choice([*places, CLIENTS])
         # A good part early on, when most requests are under way.
         at = draw.uniform(1.0, LOAD_SECONDS) if draw.random() < 0.4 else draw.uniform(1.0, 2.0)
-        seconds = draw.choice((0.02, 0.3, 2.0, 6.0, 15.0)) * draw.uniform(0.5, 1.5)
+        seconds = draw.choice((0.02, 0.3, 2.0, 2.0, 6.0, 15.0)) * draw.uniform(0.5, 1.5)
         if target in at_routers and kind is FaultKind.CRASH:
             seconds = min(seconds, 1.0)  # whoever asks meanwhile is told so at once, and that is all
         if kind is FaultKind.CLOCK_JUMP:

@@ -124,6 +124,7 @@ def _with_true_clocks(scenario: Scenario) -> Scenario:
 
 _SIMPLER: tuple[Callable[[Scenario], Scenario], ...] = (
     lambda s: replace(s, delays=replace(s.delays, slow_share=0.0)),
+    lambda s: replace(s, delays=replace(s.delays, repeat_share=0.0)),
     lambda s: replace(s, transport_corrupt=0.0),
     lambda s: replace(s, transport_drop=0.0),
     lambda s: replace(s, transport_duplicate=0.0),
@@ -151,6 +152,7 @@ def what_is_left(shrunk: Shrunk, of: Scenario) -> str:
     ]
     chances = {
         "slow messages": left.delays.slow_share,
+        "repeated messages": left.delays.repeat_share,
         "damaged blocks": left.transport_corrupt,
         "lost blocks": left.transport_drop,
         "repeated blocks": left.transport_duplicate,

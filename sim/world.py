@@ -61,9 +61,7 @@ class World:
         self.clock = LoopClock(self.loop)
         self.trace = Trace(lambda: self.loop.now, story=story)
         self.failures: list[str] = []
-        self.network = Network(
-            self.loop, self._draw, lambda: scenario.delays.network(self._draw), self.trace, self.broken
-        )
+        self.network = Network(self.loop, self._draw, scenario.delays, self.trace, self.broken)
         self.redis = SimRedis(self.loop, lambda: self._draw.uniform(0, scenario.delays.usual))
         faults = Faults(
             delay=scenario.transport_delay,
