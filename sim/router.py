@@ -51,7 +51,7 @@ class RouterLife:
         self.metrics = RouterMetrics(figures)
         self.directory = Directory(
             cast(Any, SimRedisClient(world.redis)),
-            refresh_seconds=min(0.5, HEARTBEAT_SECONDS),
+            refresh_seconds=HEARTBEAT_SECONDS,
             linger_seconds=3 * HEARTBEAT_SECONDS,
             clock=world.clock,
         )

@@ -170,7 +170,7 @@ def make_scenario(seed: int) -> Scenario:
         lease_seconds=draw.choice((0.5, 1.0, 3.0)) if not calm else 5.0,
         local_prefill_tokens=draw.choice((0, 0, 4, 16)),
         delays=Delays(
-            usual=draw.choice((0.001, 0.01)),
+            usual=draw.choice((0.001, 0.01, 0.05)),
             slow=draw.choice((0.1, 1.0, 4.0)),
             slow_share=slow_share,
             thread=draw.choice((0.001, 0.02)),
@@ -229,9 +229,10 @@ def _requests(
     prefixes = [_tokens(draw, draw.randint(1, max_model_len - 2)) for _ in range(draw.randint(1, 3))]
     cancels = draw.choice((0.0, 0.2, 0.9))
     long_answers = draw.random() < 0.5
+    burst = draw.choice((0.3, 0.3, 0.02))
     salts = draw.choice(((b"",), (b"", b"tenant")))
     requests = []
-    for number in range(draw.randint(3, 14)):
+    for number in range(draw.randint(3, 12)):
         prefix = draw.choice(prefixes) if draw.random() < 0.7 else ()
         whole = prefix + _tokens(draw, draw.randint(1, max_model_len))
         prompt = whole[: draw.randint(1, max_model_len // 2 if long_answers else max_model_len - 1)]
@@ -241,7 +242,7 @@ def _requests(
                 name=f"r{number}",
                 router=draw.choice(routers).id,
                 salt=draw.choice(salts),
-                at=draw.uniform(1.0, LOAD_SECONDS) if draw.random() < 0.4 else draw.uniform(1.0, 1.3),
+                at=draw.uniform(1.0, LOAD_SECONDS) if draw.random() < 0.4 else draw.uniform(1.0, 1.0 + burst),
                 prompt=prompt,
                 max_tokens=left if long_answers else draw.randint(1, left),
                 timeout=None if calm or draw.random() < 0.7 else draw.uniform(0.01, 6.0),
