@@ -84,6 +84,8 @@ class Client:
             world.broken(f"{name} got a chunk behind its last one")
         at = len(self._got)
         self._got += response.token_ids
+        if not at and self._got:
+            world.trace.note(f"{name} gets its first token")
         if self._got != self._expected[: len(self._got)]:
             right = self._expected[at : at + len(response.token_ids)]
             world.broken(f"{name} got wrong tokens from {at} on: {list(response.token_ids)}, right is {right}")

@@ -140,7 +140,10 @@ class Store:
 class SimRedis:
     """The server's process."""
 
-    def __init__(self, loop: VirtualLoop, delay: Callable[[], float]) -> None:
+    def __init__(
+        self, loop: VirtualLoop, delay: Callable[[], float], cut_until: Callable[[str], float] = lambda place: 0.0
+    ) -> None:
+        """`cut_until` says when a place hears it again, in true time; in the past where it does."""
         self.store = Store(lambda: loop.now)
         self.loop = loop
         self.up = True
@@ -149,12 +152,14 @@ class SimRedis:
         self.lies = False
         """Answers are nonsense."""
         self._delay = delay
+        self._cut_until = cut_until
 
-    async def ask(self, work: Callable[[], T]) -> T:
+    async def ask(self, place: str, work: Callable[[], T]) -> T:
         """There, and back, and done there also where the asker has gone meanwhile. Raises ConnectionError where it is
         away at either time."""
         answer: asyncio.Future[T] = self.loop.create_future()
-        self.loop.later(self._delay() + self.slow, self._arrive, work, answer)
+        begins = max(self.loop.now, self._cut_until(place))
+        self.loop.at(begins + self._delay() + self.slow, self._arrive, work, answer)
         return await answer
 
     def _arrive(self, work: Callable[[], T], answer: asyncio.Future[T]) -> None:
@@ -183,27 +188,29 @@ def _lie(answer: Any) -> Any:
 class SimRedisClient:
     """What discovery asks of `redis.asyncio.Redis`."""
 
-    def __init__(self, server: SimRedis) -> None:
+    def __init__(self, server: SimRedis, place: str) -> None:
         self._server = server
+        self._place = place
 
     def pipeline(self, transaction: bool) -> Pipeline:
-        return Pipeline(self._server)
+        return Pipeline(self._server, self._place)
 
     async def evalsha(self, digest: str, num_keys: int, *arguments: Any) -> Any:
-        return await self._server.ask(lambda: self._server.store.evalsha(digest, num_keys, *arguments))
+        return await self._server.ask(self._place, lambda: self._server.store.evalsha(digest, num_keys, *arguments))
 
     async def unlink(self, *keys: str) -> int:
-        return await self._server.ask(lambda: self._server.store.unlink(*keys))
+        return await self._server.ask(self._place, lambda: self._server.store.unlink(*keys))
 
     async def sadd(self, key: str, *members: bytes | str) -> int:
-        return await self._server.ask(lambda: self._server.store.sadd(key, *members))
+        return await self._server.ask(self._place, lambda: self._server.store.sadd(key, *members))
 
 
 class Pipeline:
     """Commands of one round trip."""
 
-    def __init__(self, server: SimRedis) -> None:
+    def __init__(self, server: SimRedis, place: str) -> None:
         self._server = server
+        self._place = place
         self._commands: list[Callable[[], Any]] = []
 
     def __getattr__(self, name: str) -> Callable[..., None]:
@@ -211,7 +218,7 @@ class Pipeline:
         return lambda *arguments, **named: self._commands.append(lambda: command(*arguments, **named))
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        return await self._server.ask(lambda: [command() for command in self._commands])
+        return await self._server.ask(self._place, lambda: [command() for command in self._commands])
 
 
 def _bytes(value: bytes | str) -> bytes:

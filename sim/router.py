@@ -50,7 +50,7 @@ class RouterLife:
         world, figures = self._world, Figures()
         self.metrics = RouterMetrics(figures)
         self.directory = Directory(
-            cast(Any, SimRedisClient(world.redis)),
+            cast(Any, SimRedisClient(world.redis, self.spec.id)),
             refresh_seconds=HEARTBEAT_SECONDS,
             linger_seconds=3 * HEARTBEAT_SECONDS,
             clock=world.clock,

@@ -14,6 +14,7 @@ LOAD_SECONDS = 8.0
 """In which requests arrive and faults happen."""
 CLIENTS = "clients"
 """The place where they all are."""
+REDIS = "redis"
 
 
 @dataclass(frozen=True)
@@ -278,9 +279,8 @@ def _faults(draw: Random, workers: tuple[WorkerSpec, ...], routers: tuple[Router
     faults = []
     for _ in range(draw.choice((0, 1, 2, 4, 8, 16))):
         kind = draw.choice(kinds)
-        target, other = draw.choice(places), draw.choice([*places, CLIENTS])
-        while other == target:
-            other = draw.choice([*places, CLIENTS])
+        target = draw.choice(places)
+        other = draw.choice([place for place in (*places, CLIENTS, REDIS) if place != target])
         # A good part early on, when most requests are under way.
         at = draw.uniform(1.0, LOAD_SECONDS) if draw.random() < 0.4 else draw.uniform(1.0, 2.0)
         seconds = draw.choice((0.02, 0.3, 2.0, 2.0, 6.0, 15.0)) * draw.uniform(0.5, 1.5)

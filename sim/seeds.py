@@ -17,6 +17,8 @@ from sim.world import Outcome
 
 _CHUNK = 25
 """Seeds that a process is given at a time."""
+_WORTH_A_PROCESS = 100
+"""To begin takes one seconds."""
 
 
 def most_jobs() -> int:
@@ -26,7 +28,7 @@ def most_jobs() -> int:
 @contextmanager
 def outcomes(seeds: range, jobs: int, plant: Plant | None = None) -> Iterator[Iterable[Outcome]]:
     """In order. Leaving ends the processes, whatever they are at."""
-    jobs = min(jobs, -(-len(seeds) // _CHUNK))
+    jobs = min(jobs, len(seeds) // _WORTH_A_PROCESS)
     run = partial(_run, plant=plant.name if plant is not None else "")
     if jobs <= 1:
         yield map(run, seeds)

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from sim.planted.plant import Plant
 from sim.run import run_scenario
-from sim.scenario import CLIENTS, RequestSpec, Scenario, WorkerSpec
+from sim.scenario import CLIENTS, REDIS, RequestSpec, Scenario, WorkerSpec
 from sim.world import Outcome
 
 T = TypeVar("T")
@@ -110,7 +110,7 @@ def _without(scenario: Scenario, worker: WorkerSpec) -> Scenario:
 
 def _in_place(scenario: Scenario) -> Scenario:
     """Without the faults of places that are gone."""
-    places = {*scenario.places, CLIENTS}
+    places = {*scenario.places, CLIENTS, REDIS}
     return replace(scenario, faults=tuple(fault for fault in scenario.faults if fault.places <= places))
 
 

@@ -1,4 +1,4 @@
-"""What is said on the wire, as words of a story. What only tells of load is left out."""
+"""What is said on the wire, as words of a story. Load is left out, and how a stream goes on once it has begun."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ def words(message: Any) -> str:
     match message.DESCRIPTOR.name:
         case "KeepRequest":
             return "keep"
-        case "GenerateRequest":
-            return f"generate {message.request_id}"
-        case "GenerateResponse":
-            return f"tokens {list(message.token_ids)}" + (", the last" if message.HasField("finished") else "")
+        case "GenerateRequest" | "GenerateResponse":
+            return ""  # the client tells it
     kind = message.WhichOneof("message")
     if kind is None:
         return "nothing"
@@ -39,7 +37,7 @@ def words(message: Any) -> str:
 def _event_words(event: Any) -> str:
     kind = event.WhichOneof("event")
     if kind == "tokens":
-        return f"{_id(event.id)} tokens {event.tokens.index}+{len(event.tokens.token_ids)}"
+        return "" if event.tokens.index else f"{_id(event.id)} first token"
     if kind == "ended":
         return f"{_id(event.id)} ended, reason {event.ended.reason} {event.ended.message}".rstrip()
     return f"{_id(event.id)} {kind}"

@@ -120,7 +120,7 @@ class Life:
         )
         server = Server(world.network, self.node, self.address)
         self.registration = Registration(
-            cast(Any, SimRedisClient(world.redis)),
+            cast(Any, SimRedisClient(world.redis, spec.id)),
             self.record,
             heartbeat_seconds=HEARTBEAT_SECONDS,
             clock=world.clock,

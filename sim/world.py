@@ -19,7 +19,7 @@ from sim.network import Network
 from sim.reached import Reached
 from sim.redis import SimRedis
 from sim.router import REQUEST_TIMEOUT, RouterLife
-from sim.scenario import CLIENTS, LOAD_SECONDS, RouterSpec, Scenario, WorkerSpec
+from sim.scenario import CLIENTS, LOAD_SECONDS, REDIS, RouterSpec, Scenario, WorkerSpec
 from sim.trace import Trace
 from sim.worker import Life
 
@@ -62,7 +62,11 @@ class World:
         self.trace = Trace(lambda: self.loop.now, story=story)
         self.failures: list[str] = []
         self.network = Network(self.loop, self._draw, scenario.delays, self.trace, self.broken)
-        self.redis = SimRedis(self.loop, lambda: self._draw.uniform(0, scenario.delays.usual))
+        self.redis = SimRedis(
+            self.loop,
+            lambda: self._draw.uniform(0, scenario.delays.usual),
+            lambda place: self.network.cut_until(place, REDIS),
+        )
         faults = Faults(
             delay=scenario.transport_delay,
             corrupt=scenario.transport_corrupt,

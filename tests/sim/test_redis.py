@@ -41,7 +41,7 @@ class Both:
     def __init__(self, real: Redis) -> None:
         self.real: Any = real
         self.loop = VirtualLoop(lambda: 0.0)
-        self.ours: Any = SimRedisClient(SimRedis(self.loop, lambda: 0.001))
+        self.ours: Any = SimRedisClient(SimRedis(self.loop, lambda: 0.001), "here")
 
     async def pipe(self, *commands: tuple[Any, ...], transaction: bool = False) -> list[Any]:
         answers = []

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_several_processes_give_the_same_outcomes_in_order() -> None:
-    with outcomes(range(60), 2) as found:
-        told = [(outcome.seed, outcome.digest) for outcome in found]
-    assert told == [(seed, run_seed(seed).digest) for seed in range(60)]
+    with outcomes(range(200), 2) as found:
+        told = [(outcome.seed, outcome.digest) for outcome in islice(found, 20)]
+    assert told == [(seed, run_seed(seed).digest) for seed in range(20)]
 
 
 def test_a_plant_is_planted_in_every_process() -> None:
-    with outcomes(range(60), 2, PLANTS["stale-reference"]) as found:
+    with outcomes(range(200), 2, PLANTS["stale-reference"]) as found:
         assert any(outcome.broken for outcome in found)
 
 
