@@ -90,14 +90,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """All there ever were: none may be collected while others go on, for that would run code of theirs."""
         self._timers: list[tuple[float, int, asyncio.Handle]] = []
         self._timer_numbers = itertools.count()  # timers of one moment fire in the order in which they were set
-        self._running: Node | None = None
+        self.running: Node | None = None
+        """Whose callback it is."""
         self._thread_seconds = thread_seconds
         self.set_task_factory(cast(Any, self._make_task))
 
     # --- for production, in each node's own time
 
     def time(self) -> float:
-        node = self._running
+        node = self.running
         return self.now if node is None else node.local(self.now)
 
     def call_at(
@@ -177,7 +178,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self.callbacks += 1
             if self.callbacks > _MOST_CALLBACKS:
                 raise Stalled
-            self._running = node
+            self.running = node
             try:
                 context.run(handle._callback, *handle._args)
             except (SystemExit, KeyboardInterrupt):
@@ -185,7 +186,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             except BaseException as error:
                 self.call_exception_handler({"message": f"a callback failed: {handle!r}", "exception": error})
             finally:
-                self._running = None
+                self.running = None
 
     def _next_timer(self) -> Any:
         """Jumps to the next one that somebody still waits for."""

@@ -14,7 +14,7 @@ from kvtransfer.transports.fake import FakeNetwork, Faults
 from sim import invariants
 from sim.client import GRACE_SECONDS, Client
 from sim.faults import FaultDriver
-from sim.loop import NODE, Node, Stalled, VirtualLoop
+from sim.loop import Node, Stalled, VirtualLoop
 from sim.network import Network
 from sim.reached import Reached
 from sim.redis import SimRedis
@@ -195,7 +195,7 @@ class World:
     # --- the end
 
     def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        node = NODE.get()
+        node = self.loop.running
         self.broken(f"{node.name if node else 'nobody'}: {context.get('message')}: {context.get('exception')!r}")
 
     def _outcome(self) -> Outcome:
