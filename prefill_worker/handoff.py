@@ -5,7 +5,8 @@
     router:  ticket                   first token   end
     engine:  ReleaseOffer ◄── the set is in a terminal state and nobody reads it
 
-The engine keeps the blocks from Offered until ReleaseOffer, whatever becomes of the request in between.
+The engine keeps the blocks from Offered until ReleaseOffer, whatever becomes of the request in between. Where the first
+token ends the answer they stay offered all the same: else their puller is refused, maybe before the router has heard.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from engine.messages import (
 from kvtransfer.source import SourceLedger
 from worker.core import WorkerCore
 from worker.role import SendCommand
+
+_COMPUTED = (EndReason.PREFILLED, EndReason.STOP, EndReason.LENGTH)
 
 
 class Handoff:
@@ -67,7 +70,7 @@ class Handoff:
                 self._ledger.prefilled(event.id, event.token_ids[-1])
             case Ended():
                 cancelled = self._cancelled.pop(event.id, False)
-                if cancelled or event.reason is not EndReason.PREFILLED:
+                if cancelled or event.reason not in _COMPUTED:
                     self._ledger.abort(event.id)
 
     def holds(self, request_id: AttemptId) -> bool:
