@@ -23,8 +23,10 @@ _REASONS = {True: inference_pb2.FINISH_REASON_STOP, False: inference_pb2.FINISH_
 
 
 class Client:
-    def __init__(self, world: World, spec: RequestSpec) -> None:
+    def __init__(self, world: World, spec: RequestSpec, *, must_succeed: bool) -> None:
+        """`must_succeed`: nothing goes wrong, or not any more."""
         self.spec = spec
+        self.must_succeed = must_succeed
         self.ended = ""
         """How; empty while it is open."""
         self._world = world
@@ -120,7 +122,7 @@ class Client:
                 world.broken(f"{name} ran into its deadline {-late:.2f} s before it: {said}")
             if self.spec.timeout is None:
                 world.broken(f"{name} was not answered long after the last fault: {said}")
-        elif code is not grpc.StatusCode.UNAVAILABLE or world.scenario.is_calm:
+        elif code is not grpc.StatusCode.UNAVAILABLE or self.must_succeed:
             world.broken(f"{name} failed with {code.name}: {said}")
         self._end(f"ends with {code.name}: {said}")
 

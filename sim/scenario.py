@@ -253,6 +253,24 @@ def _requests(
     return tuple(sorted(requests, key=lambda request: request.at))
 
 
+def last_requests(scenario: Scenario, at: float) -> tuple[RequestSpec, ...]:
+    """One by each router when all faults are over, as long as any may be: whoever is left must still serve it."""
+    draw = Random(f"last {scenario.seed}")
+    return tuple(
+        RequestSpec(
+            name=f"last-{router.id}",
+            router=router.id,
+            at=at,
+            salt=b"",
+            prompt=_tokens(draw, scenario.max_model_len - 2),
+            max_tokens=2,
+            timeout=None,
+            cancel_after=None,
+        )
+        for router in scenario.routers
+    )
+
+
 def _tokens(draw: Random, count: int) -> tuple[int, ...]:
     return tuple(draw.randrange(16, 1000) for _ in range(count))
 

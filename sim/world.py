@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -19,7 +19,7 @@ from sim.network import Network
 from sim.reached import Reached
 from sim.redis import SimRedis
 from sim.router import REQUEST_TIMEOUT, RouterLife
-from sim.scenario import CLIENTS, LOAD_SECONDS, REDIS, RouterSpec, Scenario, WorkerSpec
+from sim.scenario import CLIENTS, LOAD_SECONDS, REDIS, RequestSpec, RouterSpec, Scenario, WorkerSpec, last_requests
 from sim.trace import Trace
 from sim.worker import Life
 
@@ -78,6 +78,7 @@ class World:
         self.transport = FakeNetwork(scenario.seed, faults, self.loop.pause, self._bytes_are_cut)
         self.outside = Node("outside")
         self.faults = FaultDriver(self)
+        self.clients: list[Client] = []
         self.lives: dict[str, Life | RouterLife] = {}
         """By place, the latest."""
         self._all: list[Life | RouterLife] = []
@@ -141,18 +142,28 @@ class World:
             self.start(worker)
         for router in scenario.routers:
             self.start(router)
-        self.clients = [Client(self, spec) for spec in scenario.requests]
-        asking = [people.context.run(asyncio.create_task, client.run()) for client in self.clients]
         self.faults.start()
+        await self._ask(scenario.requests, people, must_succeed=scenario.is_calm)
+        await self._settle()
+        await self._ask(last_requests(scenario, self.loop.now), people, must_succeed=True)
+        await self._settle()
+        if scenario.is_calm:
+            for what in invariants.of_calm(self.reached()):
+                self.broken(what)
+
+    async def _ask(self, requests: Sequence[RequestSpec], people: Node, *, must_succeed: bool) -> None:
+        """Returns when all are over."""
+        clients = [Client(self, spec, must_succeed=must_succeed) for spec in requests]
+        self.clients += clients
+        asking = [people.context.run(asyncio.create_task, client.run()) for client in clients]
         if asking:
             await asyncio.wait(asking, timeout=LOAD_SECONDS + REQUEST_TIMEOUT + 2 * GRACE_SECONDS)
-        for client in self.clients:
+        for client in clients:
             if not client.ended:
                 self.broken(f"{client.spec.name} never got a terminal reply")
         for task in asking:
             if task.done() and not task.cancelled() and task.exception() is not None:
                 self.broken(f"a client failed: {task.exception()!r}")
-        await self._settle()
 
     def asked_no_more(self, name: str) -> None:
         """A request is over for its client: where nothing goes wrong, it soon is everywhere."""
@@ -180,9 +191,6 @@ class World:
                 break
         for what in invariants.at_rest(self):
             self.broken(what)
-        if scenario.is_calm:
-            for what in invariants.of_calm(self.reached()):
-                self.broken(what)
 
     def reached(self) -> Reached:
         workers = (life for life in self._all if isinstance(life, Life) and life.booted)
