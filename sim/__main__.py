@@ -11,7 +11,7 @@ from baton.errors import BatonError
 from sim.planted import PLANTS, find
 from sim.planted.plant import Plant
 from sim.run import run_seed
-from sim.scenario import make_scenario
+from sim.seed import make_scenario
 from sim.seeds import most_jobs, outcomes
 from sim.shrink import shrink, what_is_left
 from sim.world import Outcome

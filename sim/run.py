@@ -7,7 +7,8 @@ import gc
 from sim.planted import planted
 from sim.planted.plant import Plant
 from sim.randomness import drawn_from
-from sim.scenario import Scenario, make_scenario
+from sim.scenario import Scenario
+from sim.seed import make_scenario
 from sim.world import Outcome, World
 
 

@@ -19,7 +19,8 @@ from sim.network import Network
 from sim.reached import Reached
 from sim.redis import SimRedis
 from sim.router import REQUEST_TIMEOUT, RouterLife
-from sim.scenario import CLIENTS, LOAD_SECONDS, REDIS, RequestSpec, RouterSpec, Scenario, WorkerSpec, last_requests
+from sim.scenario import CLIENTS, LOAD_SECONDS, REDIS, RequestSpec, RouterSpec, Scenario, WorkerSpec
+from sim.seed import last_requests
 from sim.trace import Trace
 from sim.worker import Life
 

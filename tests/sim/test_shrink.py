@@ -7,7 +7,7 @@ import pytest
 from sim.__main__ import main
 from sim.planted import PLANTS
 from sim.run import run_scenario, run_seed
-from sim.scenario import make_scenario
+from sim.seed import make_scenario
 from sim.shrink import kind_of, shrink
 
 PLANT = PLANTS["freed-under-writer"]

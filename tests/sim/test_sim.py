@@ -13,7 +13,8 @@ from sim import model
 from sim.__main__ import main
 from sim.memory import SimMemory
 from sim.run import run_seed
-from sim.scenario import FaultKind, make_scenario
+from sim.scenario import FaultKind
+from sim.seed import make_scenario
 
 SEEDS, PART = 2000, 100
 SOAK_SEEDS = 100_000
