@@ -62,7 +62,7 @@ class Node:
 
 
 NODE: contextvars.ContextVar[Node | None] = contextvars.ContextVar("node", default=None)
-_MOST_CALLBACKS = 2_000_000
+_MOST_CALLBACKS = 500_000
 
 
 class _Task(asyncio.Task[Any]):

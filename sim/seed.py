@@ -14,6 +14,7 @@ from sim.engine_driver import StepTimes
 from sim.scenario import (
     CLIENTS,
     LOAD_SECONDS,
+    OF_REDIS,
     REDIS,
     Delays,
     Fault,
@@ -29,7 +30,8 @@ def make_scenario(seed: int) -> Scenario:
     draw = Random(f"scenario {seed}")
     block_size = draw.choice((1, 2, 4, 8))
     max_model_len = block_size * draw.randint(max(2, 16 // block_size), max(4, 48 // block_size))
-    calm = draw.random() < 0.1
+    kind = draw.choices(("calm", "only Redis", "any"), (1, 1, 8))[0]
+    calm = kind != "any"
     lossy = not calm and draw.random() < 0.4
     drifts = draw.random() < 0.3
     workers = _workers(draw, block_size, max_model_len, drifts)
@@ -59,7 +61,7 @@ def make_scenario(seed: int) -> Scenario:
         workers=workers,
         routers=routers,
         requests=_requests(draw, max_model_len, calm, routers),
-        faults=() if calm else _faults(draw, workers, routers),
+        faults=_FAULTS[kind](draw, workers, routers),
     )
 
 
@@ -163,6 +165,24 @@ _KINDS = {
 """How often each, beside the others."""
 
 
+def _no_faults(draw: Random, workers: tuple[WorkerSpec, ...], routers: tuple[RouterSpec, ...]) -> tuple[Fault, ...]:
+    return ()
+
+
+def _faults_of_redis(
+    draw: Random, workers: tuple[WorkerSpec, ...], routers: tuple[RouterSpec, ...]
+) -> tuple[Fault, ...]:
+    """Once everybody knows everybody."""
+    places = [place.id for place in (*workers, *routers)]
+    faults = []
+    for _ in range(draw.choice((1, 2, 4, 8))):
+        kind = draw.choice((*OF_REDIS, FaultKind.PARTITION))
+        places_of = (draw.choice(places), REDIS) if kind is FaultKind.PARTITION else ("", "")
+        at, seconds = draw.uniform(2.5, LOAD_SECONDS), draw.choice((0.3, 2.0, 6.0)) * draw.uniform(0.5, 1.5)
+        faults.append(Fault(at, kind, seconds, *places_of, draw.randrange(1 << 16)))
+    return tuple(sorted(faults, key=lambda fault: fault.at))
+
+
 def _faults(draw: Random, workers: tuple[WorkerSpec, ...], routers: tuple[RouterSpec, ...]) -> tuple[Fault, ...]:
     kinds = [kind for kind, weight in _KINDS.items() for _ in range(weight)]
     at_routers = {router.id for router in routers}
@@ -172,6 +192,10 @@ def _faults(draw: Random, workers: tuple[WorkerSpec, ...], routers: tuple[Router
         kind = draw.choice(kinds)
         target = draw.choice(places)
         other = draw.choice([place for place in (*places, CLIENTS, REDIS) if place != target])
+        if kind is not FaultKind.PARTITION:
+            other = ""
+        if kind is FaultKind.BREAK or kind in OF_REDIS:
+            target = ""
         # A good part early on, when most requests are under way.
         at = draw.uniform(1.0, LOAD_SECONDS) if draw.random() < 0.4 else draw.uniform(1.0, 2.0)
         seconds = draw.choice((0.02, 0.3, 2.0, 2.0, 6.0, 15.0)) * draw.uniform(0.5, 1.5)
@@ -181,3 +205,6 @@ def _faults(draw: Random, workers: tuple[WorkerSpec, ...], routers: tuple[Router
             seconds = draw.choice((0.3, 2.0, 5.0)) * draw.uniform(0.5, 1.5)
         faults.append(Fault(at, kind, seconds, target, other, draw.randrange(1 << 16), draw.random() < 0.3))
     return tuple(sorted(faults, key=lambda fault: fault.at))
+
+
+_FAULTS = {"calm": _no_faults, "only Redis": _faults_of_redis, "any": _faults}

@@ -144,7 +144,7 @@ class World:
         for router in scenario.routers:
             self.start(router)
         self.faults.start()
-        await self._ask(scenario.requests, people, must_succeed=scenario.is_calm)
+        await self._ask(scenario.requests, people, must_succeed=scenario.must_succeed)
         await self._settle()
         await self._ask(last_requests(scenario, self.loop.now), people, must_succeed=True)
         await self._settle()
