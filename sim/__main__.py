@@ -17,7 +17,7 @@ from sim.shrink import shrink, what_is_left
 from sim.world import Outcome
 
 _PROGRESS_AFTER_SECONDS = 2.0
-_INTERRUPTED = 130
+INTERRUPTED = 130
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
                     break
     except KeyboardInterrupt:
         tally.end("interrupted: ")
-        return _INTERRUPTED
+        return INTERRUPTED
     tally.end()
     if tally.broken:
         with_plant = f" --planted {plant.name}" if plant is not None else ""

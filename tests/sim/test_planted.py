@@ -10,13 +10,13 @@ from sim.run import run_seed
 
 FIRST_FOUND = {
     "freed-under-writer": 1,
-    "sibling-frees": 28,
+    "sibling-frees": 185,
     "notice-never-comes": 3,
-    "hold-and-wait": 445,
+    "hold-and-wait": 71,
     "completed-twice": 0,
-    "lease-only-logged": 340,
-    "reaped-when-scheduled": 313,
-    "evicted-before-sent": 10,
+    "lease-only-logged": 62,
+    "reaped-when-scheduled": 62,
+    "evicted-before-sent": 9,
     "drained-under-transfer": 10,
     "stale-reference": 0,
     "preempted-under-step": 1,
