@@ -43,7 +43,7 @@ def make_scenario(seed: int) -> Scenario:
         seed=seed,
         block_size=block_size,
         max_model_len=max_model_len,
-        lease_seconds=draw.choice((0.5, 1.0, 3.0)) if not calm else 5.0,
+        lease_seconds=draw.choice((0.5, 1.0, 3.0) if not calm else (1.0, 5.0)),
         local_prefill_tokens=draw.choice((0, 0, 4, 16)),
         delays=Delays(
             usual=draw.choice((0.001, 0.01, 0.05)),

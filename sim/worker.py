@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
-from baton.ids import BlockIndex, WorkerId, new_incarnation
+from baton.ids import AttemptId, BlockIndex, WorkerId, new_incarnation
 from baton.layout import KVLayout
 from baton.metrics import RequestMetrics, TransferMetrics, WorkerMetrics
 from baton.v1 import transfer_pb2_grpc, worker_pb2, worker_pb2_grpc
@@ -195,6 +195,14 @@ class Life:
             ),
             pid=1,
         )
+
+    def holds(self, request: str) -> list[AttemptId]:
+        """Attempts at it that are open, or whose blocks are."""
+        return [id for id in self.core.open_attempts if id.request_id.partition("~")[0] == request]
+
+    def computes(self, request: str) -> list[AttemptId]:
+        """Those of them that have not ended."""
+        return [id for id in self.holds(request) if not self.core._attempts[id].ended]
 
     def drain(self, seconds: float) -> None:
         """What SIGTERM asks for."""

@@ -166,6 +166,19 @@ class World:
             if task.done() and not task.cancelled() and task.exception() is not None:
                 self.broken(f"a client failed: {task.exception()!r}")
 
+    def asked(self, spec: RequestSpec, timeout: float) -> None:
+        """Workers keep its deadline as well as the router, each by itself."""
+        grace = GRACE_SECONDS + self.scenario.delays.longest  # it may have come so late
+        self.loop.later(timeout + grace, self._check_deadline, spec, self.loop.now, node=self.outside)
+
+    def _check_deadline(self, spec: RequestSpec, asked_at: float) -> None:
+        if self.faults.harmed(spec.router, asked_at):
+            return
+        for life in self.workers():
+            if life.booted and life.node.runs and not self.faults.harmed(life.spec.id, asked_at):
+                for attempt in life.computes(spec.name):
+                    self.broken(f"{life.node.name} still computes {attempt}, whose deadline is past")
+
     def asked_no_more(self, name: str) -> None:
         """A request is over for its client: where nothing goes wrong, it soon is everywhere."""
         if self.scenario.is_calm:
@@ -174,9 +187,8 @@ class World:
 
     def _check_freed(self, name: str) -> None:
         for life in self.workers():
-            for attempt in life.core.open_attempts:
-                if attempt.request_id.partition("~")[0] == name:
-                    self.broken(f"{life.node.name} still works for {attempt}, which is over for its client")
+            for attempt in life.holds(name):
+                self.broken(f"{life.node.name} still works for {attempt}, which is over for its client")
 
     async def _settle(self) -> None:
         """All faults are over, and what they left has its time to run out. At rest is who stays so, with nothing under
