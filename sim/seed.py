@@ -173,13 +173,13 @@ def _faults_of_redis(
     draw: Random, workers: tuple[WorkerSpec, ...], routers: tuple[RouterSpec, ...]
 ) -> tuple[Fault, ...]:
     """Once everybody knows everybody."""
-    places = [place.id for place in (*workers, *routers)]
+    places = [worker.id for worker in workers] + [router.id for router in routers]
     faults = []
     for _ in range(draw.choice((1, 2, 4, 8))):
         kind = draw.choice((*OF_REDIS, FaultKind.PARTITION))
-        places_of = (draw.choice(places), REDIS) if kind is FaultKind.PARTITION else ("", "")
+        target, other = (draw.choice(places), REDIS) if kind is FaultKind.PARTITION else ("", "")
         at, seconds = draw.uniform(2.5, LOAD_SECONDS), draw.choice((0.3, 2.0, 6.0)) * draw.uniform(0.5, 1.5)
-        faults.append(Fault(at, kind, seconds, *places_of, draw.randrange(1 << 16)))
+        faults.append(Fault(at, kind, seconds, target, other, draw.randrange(1 << 16)))
     return tuple(sorted(faults, key=lambda fault: fault.at))
 
 
