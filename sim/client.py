@@ -47,7 +47,7 @@ class Client:
             f"within {timeout:.3g} s"
         )
         asking = asyncio.get_running_loop().create_task(self._ask(timeout))
-        world.asked(spec, timeout)
+        world.asked(timeout, spec.name)
         if spec.cancel_after is not None:
             loop.later(spec.cancel_after, asking.cancel)
         started = loop.now

@@ -20,6 +20,7 @@ class FaultDriver:
         self._world = world
         self._silent: dict[str, float] = {}
         """Until when a place may be silent, and others not know it."""
+        self._stopped: dict[str, float] = {}
 
     def start(self) -> None:
         for fault in self._world.scenario.faults:
@@ -28,6 +29,10 @@ class FaultDriver:
     def harmed(self, place: str, since: float) -> bool:
         """Whether it was silent after that moment: those who wait for it find out when keepalive does."""
         return self._silent.get(place, 0.0) > since
+
+    def stopped(self, place: str, since: float) -> bool:
+        """Whether nothing could run there at some moment after that one."""
+        return self._stopped.get(place, 0.0) > since
 
     def _happen(self, fault: Fault) -> None:
         world = self._world
@@ -87,6 +92,7 @@ class FaultDriver:
                     life.source.frozen = True
                 world.network.paused(node)
                 world.loop.later(seconds, self._go_on, life)
+                self._stopped[node.place] = world.loop.now + seconds
                 self._falls_silent(node.place, seconds)
             case FaultKind.CLOCK_JUMP:
                 world.trace.note(f"{node.name}'s clock jumps {seconds:.2f} s ahead")

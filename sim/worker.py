@@ -200,9 +200,10 @@ class Life:
         """Attempts at it that are open, or whose blocks are."""
         return [id for id in self.core.open_attempts if id.request_id.partition("~")[0] == request]
 
-    def computes(self, request: str) -> list[AttemptId]:
-        """Those of them that have not ended."""
-        return [id for id in self.holds(request) if not self.core._attempts[id].ended]
+    def overdue(self, request: str, seconds: float) -> list[AttemptId]:
+        """Those of them that came more than so long ago, and have not ended."""
+        attempts, now = self.core._attempts, self.node.local(self._world.loop.now)
+        return [id for id in self.holds(request) if not attempts[id].ended and attempts[id].arrived + seconds < now]
 
     def drain(self, seconds: float) -> None:
         """What SIGTERM asks for."""

@@ -166,17 +166,15 @@ class World:
             if task.done() and not task.cancelled() and task.exception() is not None:
                 self.broken(f"a client failed: {task.exception()!r}")
 
-    def asked(self, spec: RequestSpec, timeout: float) -> None:
-        """Workers keep its deadline as well as the router, each by itself."""
-        grace = GRACE_SECONDS + self.scenario.delays.longest  # it may have come so late
-        self.loop.later(timeout + grace, self._check_deadline, spec, self.loop.now, node=self.outside)
+    def asked(self, timeout: float, name: str) -> None:
+        """Workers keep a deadline by themselves: also where their router cannot tell them that it has passed."""
+        late = 2 * GRACE_SECONDS + self.scenario.delays.longest
+        self.loop.later(timeout + late, self._check_deadline, name, timeout, node=self.outside)
 
-    def _check_deadline(self, spec: RequestSpec, asked_at: float) -> None:
-        if self.faults.harmed(spec.router, asked_at):
-            return
+    def _check_deadline(self, name: str, timeout: float) -> None:
         for life in self.workers():
-            if life.booted and life.node.runs and not self.faults.harmed(life.spec.id, asked_at):
-                for attempt in life.computes(spec.name):
+            if life.booted and life.node.runs and not self.faults.stopped(life.spec.id, self.loop.now - GRACE_SECONDS):
+                for attempt in life.overdue(name, timeout + GRACE_SECONDS):
                     self.broken(f"{life.node.name} still computes {attempt}, whose deadline is past")
 
     def asked_no_more(self, name: str) -> None:
