@@ -15,7 +15,7 @@ import heapq
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from typing import Any, TypeVar, TypeVarTuple, Unpack, cast
 
@@ -157,6 +157,30 @@ class VirtualLoop(asyncio.BaseEventLoop):
         node.paused = False
         held, node.held = node.held, []
         self._ready.extend(held)
+
+    def bury(self, nodes: Iterable[Node]) -> None:
+        """Ends all tasks, those of the dead among `nodes` too, and the loop: a coroutine that is collected while it waits
+        runs code of its own."""
+        for node in nodes:
+            node.dead = False
+            self.resume(node)
+        for _ in range(10):
+            pending = [task for task in self.tasks if not task.done()]
+            if not pending:
+                break
+            for task in pending:
+                task.cancel()
+            try:
+                self.run_until_complete(asyncio.wait(pending, timeout=5.0))
+            except RuntimeError:
+                continue  # it was stopped: by what had stopped it before
+            except Stalled:
+                break
+        for task in self.tasks:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            if task.done() and not task.cancelled():
+                task.exception()
+        self.close()
 
     # --- how it turns
 

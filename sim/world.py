@@ -132,7 +132,7 @@ class World:
             return self._outcome()
         finally:
             self._over = True
-            self._bury()
+            loop.bury(life.node for life in self._all)
             root.setLevel(level)
             root.handlers = handlers
             logging.disable(disabled)
@@ -229,32 +229,6 @@ class World:
             reached=self.reached(),
             lines=tuple(self.trace.lines),
         )
-
-    def _bury(self) -> None:
-        """Ends what is left, the dead included: a coroutine that is collected while it waits runs code of its own."""
-        loop = self.loop
-        for life in self._all:
-            life.node.dead = False
-            loop.resume(life.node)
-        for task in loop.tasks:
-            task.cancel()
-        for _ in range(10):
-            pending = [task for task in loop.tasks if not task.done()]
-            if not pending:
-                break
-            for task in pending:
-                task.cancel()
-            try:
-                loop.run_until_complete(asyncio.wait(pending, timeout=5.0))
-            except RuntimeError:
-                continue  # it was stopped: by what had stopped it before
-            except Stalled:
-                break
-        for task in loop.tasks:
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
-            if task.done() and not task.cancelled():
-                task.exception()
-        loop.close()
 
 
 class _ErrorLog(logging.Handler):
