@@ -159,8 +159,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._ready.extend(held)
 
     def bury(self, nodes: Iterable[Node]) -> None:
-        """Ends all tasks, those of the dead among `nodes` too, and the loop: a coroutine that is collected while it waits
-        runs code of its own."""
+        """Ends all tasks, those of the dead among `nodes` too, and the loop. A coroutine that is collected while it
+        waits runs code of its own."""
         for node in nodes:
             node.dead = False
             self.resume(node)
