@@ -4,7 +4,6 @@ step takes: true time, whatever the process's clock shows."""
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from random import Random
 from engine.engine import Engine
 from engine.messages import Command, Event, Load
 from engine.plan import StepPlan, StepResult
-from sim.loop import VirtualLoop
+from sim.loop import Timer, VirtualLoop
 
 _MOST_IN_FLIGHT = 2
 
@@ -54,7 +53,7 @@ class EngineDriver:
         self._in_flight = 0
         self._computing = False
         self._may_plan_at = 0.0
-        self._waking: asyncio.Handle | None = None
+        self._waking: Timer | None = None
         self._wakes_at = 0.0
         self._told: Load | None = None
         self._heard_at = self._loop.now

@@ -20,11 +20,12 @@ _KEYS = Keys("baton")
 
 def after_every_event(life: Life) -> Iterator[str]:
     """Of the process that has just run. Cheap: counters alone."""
-    counts = life.pool.counts()
-    if counts.total != life.pool.num_blocks:
-        yield f"{life.node.name}: its blocks add up to {counts.total} of {life.pool.num_blocks}: {counts}"
-    if min(counts.free, counts.cached, counts.active, counts.offered, counts.landing, counts.quarantined) < 0:
-        yield f"{life.node.name}: a negative count of blocks: {counts}"
+    pool = life.pool
+    held = pool._held_as
+    if pool.available + sum(held) != pool.num_blocks:
+        yield f"{life.node.name}: its blocks do not add up to {pool.num_blocks}: {pool.counts()}"
+    if min(held) < 0:
+        yield f"{life.node.name}: a negative count of blocks: {pool.counts()}"
 
 
 def of_the_books(life: Life) -> Iterator[str]:

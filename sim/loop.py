@@ -36,7 +36,7 @@ class Node:
         self.name = f"{place}.{number}"
         self.paused = False
         self.dead = False
-        self.held: list[asyncio.Handle] = []
+        self.held: list[asyncio.Handle | Timer] = []
         """What would have run while it could not."""
         self.context = contextvars.copy_context()
         self.context.run(NODE.set, self)
@@ -76,6 +76,21 @@ class _Task(asyncio.Task[Any]):
         return self._number
 
 
+class Timer:
+    """An asyncio.Handle without what only debugging needs: a seed makes a thousand."""
+
+    __slots__ = ("_args", "_callback", "_cancelled", "_context")
+
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context) -> None:
+        self._callback = callback
+        self._args = args
+        self._context = context
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+
 class VirtualLoop(asyncio.BaseEventLoop):
     _ready: deque[asyncio.Handle]
     _stopping: bool
@@ -88,7 +103,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.callbacks = 0
         self.tasks: list[asyncio.Task[Any]] = []
         """All there ever were: none may be collected while others go on, for that would run code of theirs."""
-        self._timers: list[tuple[float, int, asyncio.Handle]] = []
+        self._timers: list[tuple[float, int, asyncio.Handle | Timer]] = []
         self._timer_numbers = itertools.count()  # timers of one moment fire in the order in which they were set
         self.running: Node | None = None
         """Whose callback it is."""
@@ -107,7 +122,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
     ) -> asyncio.TimerHandle:  # fmt: skip
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         node = handle._context.get(NODE)  # type: ignore[attr-defined]
-        self._set(when if node is None else node.true(when), handle)
+        true = when if node is None else node.true(when)
+        heapq.heappush(self._timers, (true, next(self._timer_numbers), handle))
         return handle
 
     def call_soon_threadsafe(
@@ -126,16 +142,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def later(
         self, seconds: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, node: Node | None = None
-    ) -> asyncio.Handle:
+    ) -> Timer:
         """In the life of `node`, or of whoever calls."""
         return self.at(self.now + seconds, callback, *args, node=node)
 
-    def at(
-        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, node: Node | None = None
-    ) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, None if node is None else node.context)
-        self._set(when, handle)
-        return handle
+    def at(self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, node: Node | None = None) -> Timer:
+        timer = Timer(callback, args, contextvars.copy_context() if node is None else node.context)
+        heapq.heappush(self._timers, (when, next(self._timer_numbers), timer))
+        return timer
 
     async def pause(self, seconds: float) -> None:
         future = self.create_future()
@@ -156,7 +170,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def resume(self, node: Node) -> None:
         node.paused = False
         held, node.held = node.held, []
-        self._ready.extend(held)
+        self._ready.extend(cast(Any, held))
 
     def bury(self, nodes: Iterable[Node]) -> None:
         """Ends all tasks, those of the dead among `nodes` too, and the loop. A coroutine that is collected while it
@@ -184,9 +198,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     # --- how it turns
 
-    def _set(self, when: float, handle: asyncio.Handle) -> None:
-        heapq.heappush(self._timers, (when, next(self._timer_numbers), handle))
-
     def _run_once(self) -> None:
         """Until it is stopped: what asyncio does in between is for sockets and slow callbacks, and there are none."""
         ready: Any = self._ready
@@ -208,7 +219,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:
-                self.call_exception_handler({"message": f"a callback failed: {handle!r}", "exception": error})
+                self.call_exception_handler({"message": f"a callback failed: {handle._callback!r}", "exception": error})
             finally:
                 self.running = None
 

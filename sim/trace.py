@@ -26,7 +26,6 @@ class Trace:
     def count(self, data: bytes, tell: Callable[[], str] | None = None) -> None:
         """One event. `tell` makes its line, where a story is wanted; an empty line is left out."""
         self.events += 1
-        self._hash.update(f"{self._now():.9f}|".encode())
-        self._hash.update(data)
+        self._hash.update(b"%.9f|%b" % (self._now(), data))
         if self.story and tell is not None and (line := tell()):
             self.lines.append(f"{self._now():9.4f}  {line}")
