@@ -219,7 +219,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:
-                self.call_exception_handler({"message": f"a callback failed: {handle._callback!r}", "exception": error})
+                what = getattr(handle._callback, "__qualname__", "a callback")  # no repr: it may hold an address
+                self.call_exception_handler({"message": f"{what} failed", "exception": error})
             finally:
                 self.running = None
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
+
+_OFTEN = 4
 
 
 class Trace:
@@ -13,6 +16,7 @@ class Trace:
         self.events = 0
         self.lines: list[str] = []
         self._now = now
+        self._told: Counter[str] = Counter()
         self._hash = hashlib.blake2b(digest_size=8)
 
     @property
@@ -28,4 +32,11 @@ class Trace:
         self.events += 1
         self._hash.update(b"%.9f|%b" % (self._now(), data))
         if self.story and tell is not None and (line := tell()):
-            self.lines.append(f"{self._now():9.4f}  {line}")
+            self._tell(line)
+
+    def _tell(self, line: str) -> None:
+        """What is said again and again, as leases are renewed, is told a few times."""
+        self._told[line] += 1
+        times = self._told[line]
+        if times <= _OFTEN:
+            self.lines.append(f"{self._now():9.4f}  {line}" + (" (and so on)" if times == _OFTEN else ""))
