@@ -5,8 +5,10 @@
     router:  ticket                   first token   end
     engine:  ReleaseOffer ◄── the set is in a terminal state and nobody reads it
 
-The engine keeps the blocks from Offered until ReleaseOffer, whatever becomes of the request in between. What a prefill
-worker lends, and what it fetches before it computes, is like any worker's: worker/lending.py, worker/fetching.py.
+The engine keeps the blocks from Offered until ReleaseOffer, whatever becomes of the request in between. Where the first
+token ends the answer they stay offered all the same: else their puller is refused, maybe before the router has heard.
+What a prefill worker lends, and what it fetches before it computes, is like any worker's: worker/lending.py,
+worker/fetching.py.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ from worker.fetching import Fetching
 from worker.lending import Lending
 from worker.role import SendCommand
 from worker.wire import PrefixSource, ticket_event
+
+_COMPUTED = (EndReason.PREFILLED, EndReason.STOP, EndReason.LENGTH)
 
 
 class Handoff:
@@ -87,7 +91,7 @@ class Handoff:
             case Ended():
                 self._fetching.on_settled(event.id)
                 cancelled = self._cancelled.pop(event.id, False)
-                if cancelled or event.reason is not EndReason.PREFILLED:
+                if cancelled or event.reason not in _COMPUTED:
                     self._ledger.abort(event.id)
 
     def holds(self, request_id: AttemptId) -> bool:

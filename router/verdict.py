@@ -98,6 +98,7 @@ _EFFECTS = {
     (_D, EndReason.UNAVAILABLE): _Effect.RETRY,
     (_D, EndReason.MOVED): _Effect.MOVE,
 }
+_COMPUTED = (EndReason.PREFILLED, EndReason.STOP, EndReason.LENGTH)
 _FINISHES = {_Effect.STOP: FinishReason.STOP, _Effect.LENGTH: FinishReason.LENGTH}
 
 
@@ -124,7 +125,7 @@ class AttemptState:
     def cancel_prefill(self) -> bool:
         """Whether the prefill side may still hold something: also after its end, blocks that nobody came for."""
         ended = self._ended.get(Side.PREFILL)
-        return ended is None or (ended is EndReason.PREFILLED and not self.handed_over)
+        return ended is None or (ended in _COMPUTED and not self.handed_over)
 
     @property
     def cancel_decode(self) -> bool:

@@ -1,116 +1,225 @@
-"""What discovery does, without Redis: records under a time to live, block sets, and the router's view of both.
+"""A Redis server and what discovery asks of its client, in memory and virtual time: strings and sets that expire, and
+discovery's scripts by their digests, each in Python what its Lua says. It may be away, slow, emptied, or lie.
 
-All of it is hint, so all of it may be late, stale, away or lost.
+tests/sim/test_redis.py holds it to a real server.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from baton.ids import BlockHash, Incarnation, WorkerId
-from discovery.records import WorkerRecord
+from discovery.scripts import DEREGISTER, LIST_WORKERS, LONGEST_PREFIX
 
-HEARTBEAT_SECONDS = 0.5
-_MISSED = 3
-_REFRESH_SECONDS = 0.25
-_LINGER_SECONDS = 1.5
+if TYPE_CHECKING:
+    from sim.loop import VirtualLoop
+
+_Members = set[bytes]
+_SET = set  # `set` is a command here
+T = TypeVar("T")
+HEARTBEAT_SECONDS = 1.0
+_NEVER = float("inf")
+
+
+class Store:
+    """The data. `now` in seconds."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._data: dict[str, tuple[bytes | _Members, float]] = {}
+
+    def flush(self) -> None:
+        self._data.clear()
+
+    def read(self, key: str) -> bytes | _Members | None:
+        entry = self._data.get(key)
+        if entry is None:
+            return None
+        if entry[1] <= self._now():
+            del self._data[key]
+            return None
+        return entry[0]
+
+    def string(self, key: str) -> bytes:
+        value = self.read(key)
+        return value if isinstance(value, bytes) else b""
+
+    def members(self, key: str) -> _Members:
+        value = self.read(key)
+        return value if isinstance(value, _SET) else _SET()
+
+    # --- commands
+
+    def set(self, key: str, value: bytes, px: int) -> bool:
+        self._data[key] = (value, self._now() + px / 1000)
+        return True
+
+    def getrange(self, key: str, start: int, end: int) -> bytes:
+        return self.string(key)[start : end + 1]
+
+    def sadd(self, key: str, *members: bytes | str) -> int:
+        known = self.members(key)
+        before = len(known)
+        known |= _SET(map(_bytes, members))
+        self._data[key] = (known, self._data[key][1] if key in self._data else _NEVER)
+        return len(known) - before
+
+    def srem(self, key: str, *members: bytes | str) -> int:
+        known = self.members(key)
+        before = len(known)
+        known -= _SET(map(_bytes, members))
+        gone = before - len(known)
+        if before and not known:
+            del self._data[key]
+        return gone
+
+    def scard(self, key: str) -> int:
+        return len(self.members(key))
+
+    def pexpire(self, key: str, milliseconds: int) -> bool:
+        value = self.read(key)
+        if value is not None:
+            self._data[key] = (value, self._now() + milliseconds / 1000)
+        return value is not None
+
+    def unlink(self, *keys: str) -> int:
+        return sum(self.read(key) is not None and self._data.pop(key) is not None for key in keys)
+
+    # --- scripts
+
+    def evalsha(self, digest: str, num_keys: int, *arguments: Any) -> Any:
+        return self._scripts[digest](self, arguments[:num_keys], arguments[num_keys:])
+
+    def _deregister(self, keys: Any, arguments: Any) -> int:
+        record, index, blocks = keys
+        self.unlink(blocks)
+        if self.string(record) == arguments[0]:
+            self.unlink(record)
+            self.srem(index, arguments[1])
+        return 1
+
+    def _list_workers(self, keys: Any, arguments: Any) -> list[bytes]:
+        (index, epoch), (prefix, max_bytes, max_workers, word) = keys, arguments
+        if self.read(epoch) is None:
+            self._data[epoch] = (_bytes(word), _NEVER)
+        self.pexpire(epoch, 3_600_000)
+        reply = [self.string(epoch)]
+        for id in sorted(self.members(index))[:max_workers]:
+            record = self.getrange(prefix + id.decode(), 0, max_bytes)
+            if record:
+                reply += (id, record)
+            else:
+                self.srem(index, id)
+        return reply
+
+    def _longest_prefix(self, keys: Any, arguments: Any) -> list[int]:
+        joined, width = arguments
+        names = [joined[at : at + width] for at in range(0, len(joined), width)]
+        return [self._bisect(self.members(key), names) for key in keys]
+
+    def _bisect(self, held: _Members, names: list[bytes]) -> int:
+        if not names or names[0] not in held:
+            return 0
+        low, high = 1, len(names)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if names[middle - 1] in held:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    _scripts = {  # noqa: RUF012
+        DEREGISTER._digest: _deregister,
+        LIST_WORKERS._digest: _list_workers,
+        LONGEST_PREFIX._digest: _longest_prefix,
+    }
 
 
 class SimRedis:
-    def __init__(self) -> None:
+    """The server's process."""
+
+    def __init__(
+        self, loop: VirtualLoop, delay: Callable[[], float], cut_until: Callable[[str], float] = lambda place: 0.0
+    ) -> None:
+        """`cut_until` says when a place hears it again, in true time; in the past where it does."""
+        self.store = Store(lambda: loop.now)
+        self.loop = loop
         self.up = True
-        self.epoch = 0
-        self.records: dict[WorkerId, tuple[WorkerRecord, float]] = {}
-        self.blocks: dict[tuple[WorkerId, Incarnation], frozenset[BlockHash]] = {}
-
-    def lose_all(self) -> None:
-        self.epoch += 1
-        self.records.clear()
-        self.blocks.clear()
-
-
-class SimRegistration:
-    """A worker's heartbeat, which tells of its blocks as they were then. Implements worker.core.BlockEvents."""
-
-    def __init__(self, redis: SimRedis, record: WorkerRecord) -> None:
-        self._redis = redis
-        self._record = record
-        self._held: dict[BlockHash, None] = {}
-
-    def stored(self, hashes: Iterable[BlockHash]) -> None:
-        self._held.update(dict.fromkeys(hashes))
-
-    def evicted(self, hashes: Iterable[BlockHash]) -> None:
-        for block_hash in hashes:
-            self._held.pop(block_hash, None)
-
-    def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def stop(self) -> None:
-        self._task.cancel()
-        known = self._redis.records.get(self._record.id)
-        if self._redis.up and known is not None and known[0].incarnation == self._record.incarnation:
-            del self._redis.records[self._record.id]
-
-    async def _run(self) -> None:
-        loop, record, redis = asyncio.get_running_loop(), self._record, self._redis
-        while True:
-            known = redis.records.get(record.id)
-            newer = known is not None and known[0].incarnation != record.incarnation and known[1] > loop.time()
-            if redis.up and not (newer and self._held):
-                redis.records[record.id] = (record, loop.time() + _MISSED * HEARTBEAT_SECONDS)
-                redis.blocks[record.id, record.incarnation] = frozenset(self._held)
-            await asyncio.sleep(HEARTBEAT_SECONDS)
-
-
-class SimDirectory:
-    """Implements router.workers.Directory."""
-
-    def __init__(self, redis: SimRedis, delay: float) -> None:
-        self._redis = redis
+        self.slow = 0.0
+        """Seconds that each answer takes beyond the usual."""
+        self.lies = False
+        """Answers are nonsense."""
         self._delay = delay
-        self._records: dict[WorkerId, WorkerRecord] = {}
-        self._changed = asyncio.Event()
-        self._epoch = 0
-        self._linger_until = 0.0
+        self._cut_until = cut_until
 
-    @property
-    def connected(self) -> bool:
-        return self._redis.up
+    async def ask(self, place: str, work: Callable[[], T]) -> T:
+        """There, and back, and done there also where the asker has gone meanwhile. Raises ConnectionError where it is
+        away at either time."""
+        answer: asyncio.Future[T] = self.loop.create_future()
+        begins = max(self.loop.now, self._cut_until(place))
+        self.loop.at(begins + self._delay() + self.slow, self._arrive, work, answer)
+        return await answer
 
-    async def run(self) -> None:
-        loop, redis = asyncio.get_running_loop(), self._redis
-        while True:
-            now = loop.time()
-            if not redis.up or redis.epoch != self._epoch:
-                self._epoch, self._linger_until = redis.epoch, now + _LINGER_SECONDS
-            if redis.up:
-                listed = {id: record for id, (record, until) in redis.records.items() if until > now}
-                records = self._records | listed if now < self._linger_until else listed
-                if records != self._records:
-                    self._records = records
-                    self._changed.set()
-                    self._changed = asyncio.Event()
-            await asyncio.sleep(_REFRESH_SECONDS)
+    def _arrive(self, work: Callable[[], T], answer: asyncio.Future[T]) -> None:
+        if self.up:
+            said = work()
+            self.loop.later(self._delay(), self._answer, answer, _lie(said) if self.lies else said)
+        else:
+            self._answer(answer, None)
 
-    async def watch(self) -> AsyncIterator[list[WorkerRecord]]:
-        while True:
-            changed = self._changed
-            yield [self._records[id] for id in sorted(self._records)]
-            await changed.wait()
+    def _answer(self, answer: asyncio.Future[T], said: Any) -> None:
+        if answer.done():
+            return
+        if self.up:
+            answer.set_result(said)
+        else:
+            answer.set_exception(ConnectionError("Connection refused"))
 
-    async def longest_prefix(
-        self, hashes: Sequence[BlockHash], workers: Sequence[tuple[WorkerId, Incarnation]]
-    ) -> dict[WorkerId, int]:
-        await asyncio.sleep(self._delay)
-        if not self._redis.up:
-            return {}
-        counts: dict[WorkerId, int] = {}
-        for worker in workers:
-            held = self._redis.blocks.get((worker[0], worker[1]), frozenset())
-            count = next((at for at, block_hash in enumerate(hashes) if block_hash not in held), len(hashes))
-            if count:
-                counts[worker[0]] = count
-        return counts
+
+def _lie(answer: Any) -> Any:
+    """Counts are such that everybody holds everything; all else is nonsense."""
+    if isinstance(answer, list) and all(isinstance(item, int) for item in answer):
+        return [1 << 20 for _ in answer]
+    return [b"what?", -1, None]
+
+
+class SimRedisClient:
+    """What discovery asks of `redis.asyncio.Redis`."""
+
+    def __init__(self, server: SimRedis, place: str) -> None:
+        self._server = server
+        self._place = place
+
+    def pipeline(self, transaction: bool) -> Pipeline:
+        return Pipeline(self._server, self._place)
+
+    async def evalsha(self, digest: str, num_keys: int, *arguments: Any) -> Any:
+        return await self._server.ask(self._place, lambda: self._server.store.evalsha(digest, num_keys, *arguments))
+
+    async def unlink(self, *keys: str) -> int:
+        return await self._server.ask(self._place, lambda: self._server.store.unlink(*keys))
+
+    async def sadd(self, key: str, *members: bytes | str) -> int:
+        return await self._server.ask(self._place, lambda: self._server.store.sadd(key, *members))
+
+
+class Pipeline:
+    """Commands of one round trip."""
+
+    def __init__(self, server: SimRedis, place: str) -> None:
+        self._server = server
+        self._place = place
+        self._commands: list[Callable[[], Any]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        command = getattr(self._server.store, name)
+        return lambda *arguments, **named: self._commands.append(lambda: command(*arguments, **named))
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        return await self._server.ask(self._place, lambda: [command() for command in self._commands])
+
+
+def _bytes(value: bytes | str) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from baton.ids import BlockIndex
@@ -22,6 +23,7 @@ class SimRunner:
         self._tokens: dict[int, list[int]] = {}
         self._tables: dict[int, list[BlockIndex]] = {}
         self._swapped: dict[int, bytes] = {}
+        self.moved: Counter[MoveKind] = Counter()
 
     def run(self, plan: StepPlan) -> StepResult:
         for move in plan.moves:
@@ -53,6 +55,7 @@ class SimRunner:
         return state
 
     def _move(self, move: Move) -> None:
+        self.moved[move.kind] += 1
         if move.kind is MoveKind.SWAP_OUT:
             self._swapped[move.target] = bytes(self._memory.read(move.source))
         elif move.kind is MoveKind.SWAP_IN:

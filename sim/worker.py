@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Executor
-from functools import cache
 from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
-from baton.ids import BlockIndex, WorkerId, new_incarnation
+from baton.ids import AttemptId, BlockIndex, WorkerId, new_incarnation
 from baton.layout import KVLayout
-from baton.metrics import Metrics, RequestMetrics, TransferMetrics, WorkerMetrics
+from baton.metrics import RequestMetrics, TransferMetrics, WorkerMetrics
 from baton.v1 import transfer_pb2_grpc, worker_pb2, worker_pb2_grpc
 from decode_worker.admission import Admission
 from discovery.records import WorkerRecord, WorkerRole
+from discovery.registration import Registration
 from engine.block_pool import BlockPool, Hold
 from engine.engine import Engine
-from engine.pacing import Pacer
 from engine.plan import StepPlan, StepResult
 from engine.scheduler import Scheduler, SchedulerLimits
 from engine.swap import SwapPool
@@ -31,10 +30,12 @@ from kvtransfer.transports.fake import FakeSource
 from prefill_worker.handoff import Handoff
 from sim import invariants, model
 from sim.engine_driver import EngineDriver
+from sim.figures import Figures
 from sim.loop import Node
 from sim.memory import SimMemory
 from sim.network import Server
-from sim.redis import SimRegistration
+from sim.pacer import pacer_of
+from sim.redis import HEARTBEAT_SECONDS, SimRedisClient
 from sim.runner import SimRunner
 from sim.scenario import WorkerSpec
 from worker.core import WorkerCore
@@ -57,19 +58,13 @@ class _Nowhere(Executor):
     """The loop runs what is handed to an executor by itself; none is ever used."""
 
 
-@cache
-def _bound_metrics() -> tuple[RequestMetrics, WorkerMetrics, TransferMetrics]:
-    """The same for all lives: they are not read here, and take longer to make than a seed to run."""
-    metrics = Metrics()
-    return RequestMetrics(metrics, "sim"), WorkerMetrics(metrics), TransferMetrics(metrics)
-
-
 class Life:
     """Starts in its own node's context."""
 
     def __init__(self, world: World, spec: WorkerSpec, number: int) -> None:
         self.spec = spec
-        self.node = Node(f"{spec.id}.{number}")
+        self.number = number
+        self.node = Node(spec.id, number, spec.clock_rate)
         self.address = f"{spec.id}:1"
         self.booted = False
         self.draining = False
@@ -83,6 +78,8 @@ class Life:
     def _boot(self) -> None:
         world, spec = self._world, self.spec
         scenario = world.scenario
+        figures = Figures()
+        self.transfers, self.worker_metrics = TransferMetrics(figures), WorkerMetrics(figures)
         self.layout = KVLayout(1, 1, spec.block_size, 2, "float32", MODEL)
         self.memory = SimMemory(spec.num_blocks, self.layout, self._guard)
         self.pool = BlockPool(spec.num_blocks, generations=self.memory.generations, on_take=self.memory.on_take)
@@ -95,16 +92,20 @@ class Life:
             model_fingerprint=MODEL,
         )
         self.swap = SwapPool(spec.num_swap_slots)
-        runner = SimRunner(self.memory, self.pool, spec.block_size, self._broken)
+        self.runner = SimRunner(self.memory, self.pool, spec.block_size, self._broken)
         self.engine = Engine(
-            Scheduler(self.pool, limits, self.swap), runner, pacer=Pacer() if spec.num_swap_slots else None
+            Scheduler(self.pool, limits, self.swap),
+            self.runner,
+            pacer=pacer_of(spec.steps, spec.itl_objective_seconds),
         )
         self.driver = EngineDriver(
+            world.loop,
             self.engine,
             spec.steps,
             self._draw,
             lambda events, load: self.core.on_engine_events(events, load),
             self._stepped,
+            self._touched,
         )
         self.record = WorkerRecord(
             id=WorkerId(spec.id),
@@ -117,26 +118,29 @@ class Life:
             block_size=spec.block_size,
             model_fingerprint=MODEL,
         )
-        server = Server(world.network, self.node)
-        self.registration = registration = SimRegistration(world.redis, self.record)
-        requests, workers, _ = _bound_metrics()
+        server = Server(world.network, self.node, self.address)
+        self.registration = Registration(
+            cast(Any, SimRedisClient(world.redis, spec.id)),
+            self.record,
+            heartbeat_seconds=HEARTBEAT_SECONDS,
+            clock=world.clock,
+        )
         self.core = WorkerCore(
             lambda core: self._role(core, self.driver.send, server),
             vocab_size=model.VOCAB,
-            block_events=registration,
-            request_metrics=requests,
-            metrics=workers,
+            block_events=self.registration,
+            request_metrics=RequestMetrics(figures, "sim"),
+            metrics=self.worker_metrics,
             clock=world.clock,
         )
         worker_pb2_grpc.add_WorkerServicer_to_server(WorkerService(self.core, self._hello()), cast(Any, server))
-        server.listen(self.address)
         self.driver.start()
-        registration.start()
+        asyncio.get_running_loop().create_task(self.registration.start())
         self.booted = True
 
     def _role(self, core: WorkerCore, send: SendCommand, server: Server) -> Role:
         threads = Threads(cast(Any, _Nowhere()), cast(Any, _Nowhere()))
-        world, (_, workers, transfers) = self._world, _bound_metrics()
+        world, transfers = self._world, self.transfers
         self.puller = puller = Puller(
             memory=self.memory,
             layout=self.layout,
@@ -161,7 +165,7 @@ class Life:
             executor=threads.memory,
             permits=permits,
         )
-        lending, fetching = Lending(ledger, send), Fetching(core, puller, send, workers)
+        lending, fetching = Lending(ledger, send), Fetching(core, puller, send, self.worker_metrics)
         role: Handoff | Admission
         if self.spec.role is WorkerRole.PREFILL:
             role = Handoff(core, ledger, lending, fetching, send)
@@ -196,6 +200,15 @@ class Life:
             pid=1,
         )
 
+    def holds(self, request: str) -> list[AttemptId]:
+        """Attempts at it that are open, or whose blocks are."""
+        return [id for id in self.core.open_attempts if id.request_id.partition("~")[0] == request]
+
+    def overdue(self, request: str, seconds: float) -> list[AttemptId]:
+        """Those of them that came more than so long ago, and have not ended."""
+        attempts, now = self.core._attempts, self.node.local(self._world.loop.now)
+        return [id for id in self.holds(request) if not attempts[id].ended and attempts[id].arrived + seconds < now]
+
     def drain(self, seconds: float) -> None:
         """What SIGTERM asks for."""
         asyncio.get_running_loop().create_task(self._drain(seconds))
@@ -210,7 +223,11 @@ class Life:
             for what in invariants.at_exit(self):
                 self._world.broken(what)
         await asyncio.sleep(_GOODBYE_SECONDS)
-        self._world.exits(self)
+        self._world.faults.exits(self)
+
+    def _touched(self) -> None:
+        for what in invariants.after_every_event(self):
+            self._world.broken(what)
 
     def _stepped(self, plan: StepPlan, result: StepResult) -> None:
         self._world.trace.count(f"step {self.node.name} {plan.num_tokens} {result.token_ids}".encode())

@@ -1,32 +1,34 @@
-"""One seed's system and its story: starts it, lets the faults happen, and asks the invariants after every event."""
+"""One scenario's system and its story: starts it, lets clients ask and faults happen, and asks the invariants."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, cast
+from typing import Any
 
-from baton.config import RoutingConfig
-from baton.metrics import Metrics, RouterMetrics
+from kvtransfer.memory import PoolMemory
 from kvtransfer.transports.fake import FakeNetwork, Faults
-from router.relay import Relay
-from router.session import SessionOptions
-from router.workers import Workers
 from sim import invariants
 from sim.client import GRACE_SECONDS, Client
-from sim.loop import NODE, Node, Stalled, VirtualLoop
+from sim.faults import FaultDriver
+from sim.loop import Node, Stalled, VirtualLoop
 from sim.network import Network
-from sim.redis import SimDirectory, SimRedis
-from sim.scenario import LOAD_SECONDS, Fault, FaultKind, Scenario
-from sim.tokenizer import SimTokenizer
+from sim.reached import Reached
+from sim.redis import SimRedis
+from sim.router import REQUEST_TIMEOUT, RouterLife
+from sim.scenario import CLIENTS, LOAD_SECONDS, REDIS, RequestSpec, RouterSpec, Scenario, WorkerSpec
+from sim.seed import last_requests
 from sim.trace import Trace
 from sim.worker import Life
 
-_MOST_CALLBACKS = 2_000_000
-_RESTART_SECONDS = 0.5
 _FREED_SECONDS = 1.0
+_SETTLE_SECONDS = 30.0
+"""Longer than any timeout that what is left may have to run into, beside the lease."""
+_LOOK_SECONDS = 0.5
+_STILL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -41,32 +43,31 @@ class Outcome:
     """Virtual."""
     answered: int
     requests: int
+    reached: Reached
     lines: tuple[str, ...]
 
 
-class Broken(Exception):
-    """An invariant is: what follows means nothing."""
-
-
 class LoopClock:
+    """Of each node, its own."""
+
     def __init__(self, loop: VirtualLoop) -> None:
         self.now = loop.time
 
 
 class World:
-    request_timeout = 120.0
-
     def __init__(self, scenario: Scenario, *, story: bool = False) -> None:
         self.scenario = scenario
         self._draw = Random(f"delays {scenario.seed}")
-        self.loop = VirtualLoop(lambda: self._draw.uniform(0, scenario.delays.thread), self._after)
+        self.loop = VirtualLoop(lambda: self._draw.uniform(0, scenario.delays.thread))
         self.clock = LoopClock(self.loop)
-        self.trace = Trace(self.loop.time, story=story)
+        self.trace = Trace(lambda: self.loop.now, story=story)
         self.failures: list[str] = []
-        self.network = Network(
-            self.loop, self._draw, lambda: scenario.delays.network(self._draw), self.trace, self.broken
+        self.network = Network(self.loop, self._draw, scenario.delays, self.trace, self.broken)
+        self.redis = SimRedis(
+            self.loop,
+            lambda: self._draw.uniform(0, scenario.delays.usual),
+            lambda place: self.network.cut_until(place, REDIS),
         )
-        self.redis = SimRedis()
         faults = Faults(
             delay=scenario.transport_delay,
             corrupt=scenario.transport_corrupt,
@@ -75,11 +76,30 @@ class World:
             straggle=scenario.transport_straggle,
             straggle_delay=scenario.transport_straggle_delay,
         )
-        self.transport = FakeNetwork(scenario.seed, faults)
-        self.lives: dict[str, Life] = {}
-        self._by_node: dict[Node, Life] = {}
-        self.router = Node("router")
+        self.transport = FakeNetwork(scenario.seed, faults, self.loop.pause, self._bytes_are_cut)
+        self.outside = Node("outside")
+        self.faults = FaultDriver(self)
+        self.clients: list[Client] = []
+        self.lives: dict[str, Life | RouterLife] = {}
+        """By place, the latest."""
+        self._all: list[Life | RouterLife] = []
         self._over = False
+
+    def workers(self) -> Iterator[Life]:
+        return (life for life in self.lives.values() if isinstance(life, Life))
+
+    def routers(self) -> Iterator[RouterLife]:
+        return (life for life in self.lives.values() if isinstance(life, RouterLife))
+
+    def start(self, spec: WorkerSpec | RouterSpec, number: int = 0) -> None:
+        life = Life(self, spec, number) if isinstance(spec, WorkerSpec) else RouterLife(self, spec, number)
+        self.lives[spec.id] = life
+        self._all.append(life)
+        size = f": {spec.num_blocks} blocks of {spec.block_size}" if isinstance(spec, WorkerSpec) else ""
+        self.trace.note(f"{life.node.name} starts{size}")
+
+    def _bytes_are_cut(self, source: str, memory: PoolMemory) -> bool:
+        return any(life.memory is memory and self.network.is_cut(source, life.spec.id) for life in self.workers())
 
     # --- what goes wrong is found
 
@@ -87,17 +107,6 @@ class World:
         if not self._over:
             self.failures.append(what)
             self.trace.note(f"BROKEN: {what}")
-
-    def _after(self, node: Node | None) -> None:
-        if self._over:
-            return
-        life = self._by_node.get(node) if node is not None else None
-        if life is not None and life.booted:
-            for what in invariants.after_every_event(life):
-                self.broken(what)
-        if self.loop.callbacks > _MOST_CALLBACKS:
-            self.broken("no end is in sight: something goes round in circles")
-        if self.failures:
             self.loop.stop()
 
     # --- the story
@@ -108,202 +117,118 @@ class World:
         watch = _ErrorLog(self.broken)
         root = logging.getLogger()
         level, handlers, root.handlers = root.level, root.handlers, [watch]
+        disabled = root.manager.disable
         root.setLevel(logging.ERROR)
+        logging.disable(logging.WARNING)
         try:
-            main = self.router.context.run(loop.create_task, self._main())
+            main = self.outside.context.run(loop.create_task, self._main())
             try:
                 loop.run_until_complete(main)
             except Stalled:
-                self.broken("everybody waits for ever")
+                self.broken("everybody waits for ever, or goes round in circles for ever")
             except RuntimeError:
                 if not self.failures:
                     raise
             return self._outcome()
         finally:
             self._over = True
-            self._bury()
+            loop.bury(life.node for life in self._all)
             root.setLevel(level)
             root.handlers = handlers
+            logging.disable(disabled)
 
     async def _main(self) -> None:
-        """In the router's process, with the clients."""
-        scenario = self.scenario
-        for spec in scenario.workers:
-            self._start(spec.id, 0)
-        metrics = Metrics()
-        router_metrics = RouterMetrics(metrics)
-        directory = SimDirectory(self.redis, scenario.delays.usual)
-        self.workers = Workers(
-            directory, router_metrics, self.clock, SessionOptions(), open_channel=self.network.open_channel
-        )
-        routing = RoutingConfig(
-            local_prefill_tokens=scenario.local_prefill_tokens,
-            fetch_prefix_tokens=2,
-            request_timeout_seconds=self.request_timeout,
-            resume_timeout_seconds=10.0,
-        )
-        self.relay = Relay(
-            self.workers,
-            routing,
-            metrics,
-            router_metrics,
-            load_tokenizer=lambda source: cast(Any, SimTokenizer()),
-            clock=self.clock,
-        )
-        watching = asyncio.create_task(directory.run())
-        self.workers.start()
-        self.relay.start()
-        self.clients = [Client(self, spec) for spec in scenario.requests]
-        asking = [asyncio.create_task(client.run()) for client in self.clients]
-        for fault in scenario.faults:
-            self.loop.call_at(fault.at, self._happen, fault)
-        await asyncio.wait(asking, timeout=LOAD_SECONDS + self.request_timeout + 2 * GRACE_SECONDS)
-        for client in self.clients:
+        scenario, people = self.scenario, Node(CLIENTS)
+        for worker in scenario.workers:
+            self.start(worker)
+        for router in scenario.routers:
+            self.start(router)
+        self.faults.start()
+        await self._ask(scenario.requests, people, must_succeed=scenario.must_succeed)
+        await self._settle()
+        await self._ask(last_requests(scenario, self.loop.now), people, must_succeed=True)
+        await self._settle()
+        if scenario.is_calm:
+            for what in invariants.of_calm(self.reached()):
+                self.broken(what)
+
+    async def _ask(self, requests: Sequence[RequestSpec], people: Node, *, must_succeed: bool) -> None:
+        """Returns when all are over."""
+        clients = [Client(self, spec, must_succeed=must_succeed) for spec in requests]
+        self.clients += clients
+        asking = [people.context.run(asyncio.create_task, client.run()) for client in clients]
+        if asking:
+            await asyncio.wait(asking, timeout=LOAD_SECONDS + REQUEST_TIMEOUT + 2 * GRACE_SECONDS)
+        for client in clients:
             if not client.ended:
                 self.broken(f"{client.spec.name} never got a terminal reply")
         for task in asking:
             if task.done() and not task.cancelled() and task.exception() is not None:
                 self.broken(f"a client failed: {task.exception()!r}")
-        await self._settle()
-        watching.cancel()
+
+    def asked(self, timeout: float, name: str) -> None:
+        """Workers keep a deadline by themselves: also where their router cannot tell them that it has passed."""
+        late = 2 * GRACE_SECONDS + self.scenario.delays.longest
+        self.loop.later(timeout + late, self._check_deadline, name, timeout, node=self.outside)
+
+    def _check_deadline(self, name: str, timeout: float) -> None:
+        for life in self.workers():
+            if life.booted and life.node.runs and not self.faults.stopped(life.spec.id, self.loop.now - GRACE_SECONDS):
+                for attempt in life.overdue(name, timeout + GRACE_SECONDS):
+                    self.broken(f"{life.node.name} still computes {attempt}, whose deadline is past")
 
     def asked_no_more(self, name: str) -> None:
         """A request is over for its client: where nothing goes wrong, it soon is everywhere."""
         if self.scenario.is_calm:
-            self.loop.call_later(_FREED_SECONDS + self.scenario.transport_straggle_delay, self._check_freed, name)
+            seconds = _FREED_SECONDS + self.scenario.transport_straggle_delay
+            self.loop.later(seconds, self._check_freed, name, node=self.outside)
 
     def _check_freed(self, name: str) -> None:
-        for life in self.lives.values():
-            for attempt in life.core.open_attempts:
-                if attempt.request_id.partition("~")[0] == name:
-                    self.broken(f"{life.node.name} still works for {attempt}, which is over for its client")
+        for life in self.workers():
+            for attempt in life.holds(name):
+                self.broken(f"{life.node.name} still works for {attempt}, which is over for its client")
 
     async def _settle(self) -> None:
-        """All faults are over, and what they left has had its time to run out."""
-        last = max((fault.at + fault.seconds for fault in self.scenario.faults), default=0.0)
-        await asyncio.sleep(max(0.0, last - self.loop.time()))
-        await asyncio.sleep(12.0 + 2 * self.scenario.lease_seconds)
+        """All faults are over, and what they left has its time to run out. At rest is who stays so, with nothing under
+        way to him: to wait longer would change nothing."""
+        loop, scenario = self.loop, self.scenario
+        await loop.pause(max(0.0, scenario.over_at + _LOOK_SECONDS - loop.now))
+        until = loop.now + _SETTLE_SECONDS + 2 * scenario.lease_seconds
+        while loop.now < until:
+            await loop.pause(_LOOK_SECONDS)
+            if self._everybody_runs() and not next(invariants.at_rest(self), ""):
+                still = max(loop.now, self.network.quiet_at) + _STILL_SECONDS
+                await loop.pause(still + scenario.transport_straggle_delay - loop.now)
+                break
         for what in invariants.at_rest(self):
             self.broken(what)
 
-    # --- faults
+    def reached(self) -> Reached:
+        workers = (life for life in self._all if isinstance(life, Life) and life.booted)
+        routers = (life for life in self._all if isinstance(life, RouterLife) and life.booted)
+        return Reached.of(workers, routers, self.network)
 
-    def _start(self, worker: str, number: int) -> None:
-        spec = next(spec for spec in self.scenario.workers if spec.id == worker)
-        life = Life(self, spec, number)
-        self.lives[worker] = self._by_node[life.node] = life
-        self.trace.note(
-            f"{life.node.name} starts: {spec.num_blocks} blocks of {spec.block_size} tokens, "
-            f"{spec.max_num_seqs} requests at once, {spec.max_num_batched_tokens} tokens a step"
-        )
-
-    def _happen(self, fault: Fault) -> None:
-        match fault.kind:
-            case FaultKind.CRASH | FaultKind.PAUSE | FaultKind.DRAIN:
-                names = sorted(self.lives)
-                self._stop(self.lives[names[fault.target % len(names)]], fault)
-            case FaultKind.BREAK:
-                calls = list(self.network.calls)
-                if calls:
-                    call = calls[fault.target % len(calls)]
-                    server = call.server.name if call.server is not None else "nobody"
-                    self.trace.note(f"the stream {call.path} from {call.client.name} to {server} breaks")
-                    call.break_off("connection reset")
-            case FaultKind.REDIS_AWAY:
-                self.trace.note(f"Redis is away for {fault.seconds:.2f} s")
-                self.redis.up = False
-                self.loop.call_later(fault.seconds, self._redis_back)
-            case FaultKind.REDIS_EMPTY:
-                self.trace.note("Redis has lost all that it knew")
-                self.redis.lose_all()
-
-    def _redis_back(self) -> None:
-        self.redis.up = True
-
-    def _stop(self, life: Life, fault: Fault) -> None:
-        node = life.node
-        if not node.runs or not life.booted or life.draining:
-            return
-        if fault.kind is FaultKind.DRAIN:
-            self.trace.note(f"{node.name} drains, for {fault.seconds:.2f} s at most")
-            life.draining = True
-            self.loop.call_soon(life.drain, fault.seconds, context=node.context)
-            return
-        if fault.kind is FaultKind.PAUSE:
-            self.trace.note(f"{node.name} is stopped for {fault.seconds:.2f} s")
-            node.paused = True
-            if life.source is not None:
-                life.source.frozen = True
-            self.network.paused(node)
-            self.loop.call_later(fault.seconds, self._go_on, life)
-            return
-        self.trace.note(f"{node.name} is killed" + (", and its host with it" if fault.silently else ""))
-        self._end_life(life, fault.silently, fault.seconds)
-
-    def exits(self, life: Life) -> None:
-        """Once it has drained."""
-        if not life.node.dead:
-            self.trace.note(f"{life.node.name} has drained and exits")
-            self._end_life(life, False, _RESTART_SECONDS)
-
-    def _end_life(self, life: Life, silently: bool, seconds: float) -> None:
-        life.node.dead = True
-        if life.source is not None:
-            life.source.die()
-        self.network.died(life.node, silently)
-        number = int(life.node.name.rpartition(".")[2]) + 1
-        self.loop.call_later(seconds, self._start, life.spec.id, number, context=self.router.context)
-
-    def _go_on(self, life: Life) -> None:
-        self.trace.note(f"{life.node.name} goes on")
-        if life.source is not None:
-            life.source.frozen = False
-        self.loop.resume(life.node)
+    def _everybody_runs(self) -> bool:
+        return all(life.booted and life.node.runs and not life.draining for life in self.lives.values())
 
     # --- the end
 
     def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        node = NODE.get()
+        node = self.loop.running
         self.broken(f"{node.name if node else 'nobody'}: {context.get('message')}: {context.get('exception')!r}")
 
     def _outcome(self) -> Outcome:
-        answered = sum(client.ended.startswith("is answered") for client in self.clients)
         return Outcome(
             seed=self.scenario.seed,
             broken=tuple(self.failures),
             events=self.trace.events,
             digest=self.trace.digest,
-            seconds=self.loop.time(),
-            answered=answered,
+            seconds=self.loop.now,
+            answered=sum(client.answered for client in self.clients),
             requests=len(self.clients),
+            reached=self.reached(),
             lines=tuple(self.trace.lines),
         )
-
-    def _bury(self) -> None:
-        """Ends what is left, the dead included: a coroutine that is collected while it waits runs code of its own."""
-        loop = self.loop
-        for life in self._by_node.values():
-            life.node.dead = False
-            loop.resume(life.node)
-        for task in loop.tasks:
-            task.cancel()
-        for _ in range(10):
-            pending = [task for task in loop.tasks if not task.done()]
-            if not pending:
-                break
-            for task in pending:
-                task.cancel()
-            try:
-                loop.run_until_complete(asyncio.wait(pending, timeout=5.0))
-            except RuntimeError:
-                continue  # it was stopped: by what had stopped it before
-            except Stalled:
-                break
-        for task in loop.tasks:
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
-            if task.done() and not task.cancelled():
-                task.exception()
-        loop.close()
 
 
 class _ErrorLog(logging.Handler):

@@ -48,6 +48,8 @@ class FakeNetwork:
     seed: int = 0
     faults: Faults = field(default_factory=Faults)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    is_cut: Callable[[str, PoolMemory], bool] = lambda name, memory: False
+    """Whether nothing gets from the source of that name into that memory."""
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -190,7 +192,7 @@ class FakeConnection:
         """Takes the time that a block takes. Raises PeerLost where it never arrives."""
         network, faults = self._network, self._network.faults
         await network.sleep(network.random.uniform(0, faults.delay))
-        if source.frozen or network.random.random() < faults.drop:
+        if source.frozen or network.is_cut(self._name, self._memory) or network.random.random() < faults.drop:
             await network.sleep(faults.timeout)
             raise PeerLost(f"fake source {self._name} fell silent")
         if source.dead or self._closed:

@@ -56,19 +56,26 @@ def _handoff_to_reserved(self: Admission, request_id: Any, ticket: transfer_pb2.
         return
     arrival.ticket = Ticket.from_proto(ticket)
     arrival.keeper = self._spawn(self._keep(request_id, arrival.ticket))
-    early: Reserved | None = _EARLY.pop((id(self), request_id), None)
+    early = _early(self).pop(request_id, None)
     if early is not None:
         _on_event(self, early)
 
 
-_EARLY: dict[Any, Reserved] = {}
+def _early(self: Admission) -> dict[Any, Reserved]:
+    """Reservations that came before their ticket."""
+    early: dict[Any, Reserved] = vars(self).setdefault("early", {})
+    return early
 
 
 def _hold_what_is_reserved(self: Admission, event: RequestEvent) -> None:
     arrival: _Arrival | None = self._arrivals.get(event.id)
-    if isinstance(event, Reserved) and arrival is not None and arrival.ticket is None:
-        _EARLY[id(self), event.id] = event
-        return
+    if isinstance(event, Reserved) and arrival is not None:
+        if arrival.ticket is None:
+            _early(self)[event.id] = event
+            return
+        if arrival.ticket is _NO_TICKET:
+            arrival.reserved = True  # given up meanwhile, and freed when it has ended
+            return
     _on_event(self, event)
 
 
@@ -78,7 +85,7 @@ _on_event = Admission.on_event
 def _cancel_reserved(self: Admission, request_id: Any, reason: EndReason, message: str) -> None:
     arrival = self._arrivals.get(request_id)
     if arrival is not None and arrival.ticket is None:
-        early = _EARLY.pop((id(self), request_id), None)
+        early = _early(self).pop(request_id, None)
         arrival.reserved = early is not None
         arrival.ticket = _NO_TICKET
     _cancel(self, request_id, reason, message)

@@ -118,6 +118,16 @@ def test_a_prefill_worker_is_not_missed_once_the_blocks_have_landed() -> None:
     assert verdicts(FIRST, LANDED, (P, Ended(EndReason.UNAVAILABLE, "drained"))) == [None] * 3
 
 
+@pytest.mark.parametrize("reason", [EndReason.PREFILLED, EndReason.STOP, EndReason.LENGTH])
+def test_a_prefill_worker_is_told_to_let_go_of_blocks_that_nobody_came_for(reason: EndReason) -> None:
+    state = AttemptState(TokenLog(10), remote=True)
+    for side, event in (FIRST, (P, Ended(reason, ""))):
+        state.take(Arrival(side, 0.0, event))
+    assert state.cancel_prefill
+    state.take(Arrival(D, 0.0, LANDED[1]))
+    assert not state.cancel_prefill
+
+
 def test_a_prefill_worker_lost_before_that_means_another_attempt() -> None:
     assert verdicts(FIRST, PREFILLED, (P, Lost("gone")))[-1] == Retry(P, "gone")
     assert verdicts((P, Lost("gone"))) == [Retry(P, "gone")]

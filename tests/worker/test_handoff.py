@@ -55,6 +55,19 @@ async def test_released_blocks_go_back_to_the_pool(rig: Rig) -> None:
     assert rig.load.available_blocks == 32, "the router hears of it although nothing else happened"
 
 
+async def test_an_answer_of_one_token_stays_to_be_pulled(rig: Rig) -> None:
+    """Else its puller is refused, and the router, should it hear of that before the token, tries again in vain."""
+    rig.submit(PREFILL, PROMPT, count=1)
+    await rig.turn(1)
+    claimant = claim(rig)
+    await rig.turn(2)
+    assert rig.end() == worker_pb2.END_REASON_LENGTH
+    assert await rig.ledger.announcement(claimant) is not None
+    rig.ledger.release(claimant)
+    await rig.settle()
+    rig.assert_idle()
+
+
 async def test_nobody_comes_and_the_lease_frees_the_blocks(rig: Rig) -> None:
     rig.submit(PREFILL, PROMPT)
     await rig.turn(3)
@@ -75,6 +88,14 @@ async def test_a_cancel_at_any_moment_ends_it_once_and_frees_all(rig: Rig, turns
     await rig.settle()
     reason = worker_pb2.END_REASON_PREFILLED if turns >= 2 else worker_pb2.END_REASON_CANCELLED
     assert rig.end() == reason
+    rig.assert_idle()
+
+
+async def test_a_cancel_frees_an_answer_of_one_token(rig: Rig) -> None:
+    rig.submit(PREFILL, PROMPT, count=1)
+    await rig.turn(3)
+    rig.say(cancel=worker_pb2.Cancel(id=proto_id()))
+    await rig.settle()
     rig.assert_idle()
 
 
