@@ -315,8 +315,11 @@ class _Requests:
 
 
 def _words(message: Any) -> str:
-    if message.DESCRIPTOR.name == "KeepRequest":
-        return "keep"
+    match message.DESCRIPTOR.name:
+        case "KeepRequest":
+            return "keep"
+        case "LendRequest":
+            return f"lend {message.request_id}#{message.attempt} {len(message.hashes)} blocks"
     kind = message.WhichOneof("message")
     if kind is None:
         return "nothing"
