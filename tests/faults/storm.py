@@ -94,9 +94,17 @@ async def storm(
         begin = time.monotonic()
         schedule = faults(seed, list(system.parts), system.links(), mean_gap, without)
         striking = asyncio.create_task(injector.run(schedule))
+
+        def over() -> bool:
+            """Asked before each request. Those that are open then may end without more faults."""
+            if not striking.done() and not enough(load.asked, time.monotonic() - begin):
+                return False
+            striking.cancel()
+            return True
+
         telling = asyncio.create_task(_tell(load, injector, begin, say))
         try:
-            await load.run(lambda: striking.done() or enough(load.asked, time.monotonic() - begin))
+            await load.run(over)
         finally:
             seconds = time.monotonic() - begin
             for task in (striking, telling):

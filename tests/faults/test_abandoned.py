@@ -102,6 +102,7 @@ async def claim_and_fall_silent(channel: grpc.aio.Channel, ticket: transfer_pb2.
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 async def test_a_pool_full_of_abandoned_transfers_serves_again(transport: str, tmp_path: Path) -> None:
     async with prefill_worker(tmp_path, transport) as (channel, router):

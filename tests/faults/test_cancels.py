@@ -22,6 +22,7 @@ BUSY_MACHINE = 3.0
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_pools_are_idle_soon_after_nine_of_ten_requests_are_cancelled(tmp_path: Path) -> None:
     await cancel_nine_of_ten("tcp", 100, tmp_path)
 

@@ -23,7 +23,7 @@ from tests.faults.system import Shape
 SHAPES = [
     Shape(prefill=2, decode=2, transport="shm"),
     Shape(prefill=2, decode=2, transport="tcp"),
-    Shape(unified=1),
+    Shape(unified=2),
 ]
 ENDS = (Kind.KILL, Kind.RESTART)
 SHORT_SECONDS = 8.0
@@ -36,6 +36,7 @@ def known(each: int) -> list[Known]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("shape", "without"),
     [(SHAPES[0], ()), (SHAPES[1], ENDS), (SHAPES[2], ())],
