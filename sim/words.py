@@ -10,6 +10,8 @@ def words(message: Any) -> str:
     match message.DESCRIPTOR.name:
         case "KeepRequest":
             return "keep"
+        case "LendRequest":
+            return f"lend {len(message.hashes)} blocks to {_id(message)}"
         case "GenerateRequest" | "GenerateResponse":
             return ""  # the client tells it
     kind = message.WhichOneof("message")
@@ -21,8 +23,10 @@ def words(message: Any) -> str:
             return ", ".join(filter(None, map(_event_words, body.events)))
         case "submit":
             task = {1: "PREFILL", 2: "RECEIVE", 3: "LOCAL"}.get(body.task, str(body.task))
-            return f"submit {_id(body.id)} {task}, {len(body.token_ids)} tokens"
-        case "handoff" | "cancel":
+            prefix = f", some of them from {body.prefix.worker_id or body.prefix.ticket.worker_id}"
+            more = prefix if body.HasField("prefix") else ""
+            return f"submit {_id(body.id)} {task}, {len(body.token_ids)} tokens{more}"
+        case "handoff" | "cancel" | "move":
             return f"{kind} {_id(body.id)}"
         case "claim":
             return f"claim {body.request_id.partition('~')[0]}#{body.attempt} from block {body.first_block}"

@@ -99,7 +99,6 @@ async def test_an_answer_of_one_token_ends_with_the_prefill_worker_and_is_cancel
         system["D"].before_token = stall
         answered = await system.generate("hello", max_tokens=1)
         await system["D"].until(lambda: len(system["D"].cancels) == 1)
-        assert not system["P"].cancels
     assert answered.token_ids == expected_tokens(HELLO, 1)
     assert answered.finished.reason is FinishReason.LENGTH
     assert answered.finished.decode_worker == "P"
