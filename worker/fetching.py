@@ -14,7 +14,7 @@ import asyncio
 import logging
 from dataclasses import dataclass, replace
 
-from baton.errors import BatonError
+from baton.errors import BatonError, RequestCancelled
 from baton.ids import AttemptId
 from baton.metrics import WorkerMetrics
 from engine.messages import AddRequest, CommitPrefix, DropPrefix, FreeQuarantined, Reserved
@@ -61,8 +61,6 @@ class Fetching:
         fetch.cancelled = True
         if fetch.landing is not None:
             fetch.landing.cancel()
-        elif fetch.task is not None:
-            fetch.task.cancel()
 
     def on_reserved(self, event: Reserved) -> None:
         fetch = self._fetches[event.id]
@@ -87,9 +85,6 @@ class Fetching:
             landed, end = await self._bring(fetch, event)
         except BatonError as error:
             log.info("%s: its prefix is not fetched from %s: %s", event.id, fetch.source.worker_id, error.message)
-        except asyncio.CancelledError:
-            if not fetch.cancelled:
-                raise
         except Exception:
             log.exception("%s: the fetch of its prefix failed by a defect", event.id)
         outcome = "cancelled" if fetch.cancelled else "failed" if landed is None else "landed"
@@ -116,5 +111,8 @@ class Fetching:
         )
         blocks = event.blocks[: len(ticket.blocks)]
         first_missing = min(event.first_missing, len(blocks))
+        if fetch.cancelled:  # meanwhile: all that is left to do is to release what was lent
+            await self._puller.pull(ticket, ticket.id, blocks, len(blocks))
+            raise RequestCancelled("its prefix is not wanted any more")
         fetch.landing = self._puller.land(ticket, ticket.id, blocks, first_missing)
         return await fetch.landing.done(), len(blocks)

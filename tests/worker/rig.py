@@ -172,6 +172,8 @@ class ScriptedPuller:
     asked: list[list[BlockHash]] = field(default_factory=list)
     """Of a lender, by name."""
     answered: asyncio.Event = field(default_factory=asyncio.Event)
+    released: list[Ticket] = field(default_factory=list)
+    """Unread."""
     lends: int = 0
     """So many blocks the lender has, when it answers."""
     own_dtype: bool = True
@@ -198,6 +200,10 @@ class ScriptedPuller:
         if not self.lends:
             raise HandoffFailed("nothing is lent")
         return Ticket.from_proto(ticket_of(hashes[: self.lends], id))
+
+    async def pull(self, ticket: Ticket, id: AttemptId, destination: Sequence[BlockRef], first_missing: int) -> None:
+        assert first_missing == len(destination) == len(ticket.blocks), "only to release what was lent"
+        self.released.append(ticket)
 
     async def keep(self, ticket: Ticket) -> None:
         self.kept.append(ticket)

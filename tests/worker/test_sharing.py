@@ -149,6 +149,7 @@ async def test_a_cancel_at_any_moment_ends_it_once_and_frees_all(rig: Rig, momen
     await rig.turn(turns)
     rig.say(cancel=worker_pb2.Cancel(id=proto_id()))  # a repeat
     await rig.turn(3)
+    rig.puller.answered.set()
     if moment is writing:
         assert rig.pool.counts().quarantined == 5, "a writer may still come"
         rig.puller.landings[-1].gate.leave()
@@ -165,6 +166,7 @@ async def test_a_cancel_that_crosses_the_engines_news_frees_all(rig: Rig, moment
     news = rig.compute_unheard(steps)
     rig.say(cancel=worker_pb2.Cancel(id=proto_id()))
     news()
+    rig.puller.answered.set()
     if moment is writing:
         rig.puller.landings[-1].gate.leave()
     await rig.settle()
@@ -177,10 +179,24 @@ async def test_a_lost_router_at_any_moment(rig: Rig, moment: Moment) -> None:
     await moment(rig)
     rig.core.close_session(rig.session)
     await rig.turn(3)
+    rig.puller.answered.set()
     if moment is writing:
         rig.puller.landings[-1].gate.leave()
         await asyncio.sleep(0)
     await rig.settle()
+    rig.assert_idle()
+
+
+async def test_what_was_lent_while_nobody_wanted_it_any_more_is_released(rig: Rig) -> None:
+    await asking(rig)
+    rig.puller.lends = 3
+    rig.say(cancel=worker_pb2.Cancel(id=proto_id()))
+    await rig.turn(2)
+    assert rig.end() == worker_pb2.END_REASON_CANCELLED
+    rig.puller.answered.set()
+    await rig.settle()
+    assert [len(ticket.blocks) for ticket in rig.puller.released] == [3]
+    assert not rig.puller.landings
     rig.assert_idle()
 
 
@@ -406,6 +422,7 @@ async def test_a_request_whose_prefix_is_on_its_way_moves_with_nothing(decoder: 
     await moment(decoder)
     move(decoder)
     await decoder.turn(3)
+    decoder.puller.answered.set()
     if moment is writing:
         decoder.puller.landings[-1].gate.leave()
         await asyncio.sleep(0)
