@@ -92,6 +92,9 @@ class Registration:
         """The published set is the mirror's, less what is pending."""
         self._clear_first = False
         """The next batch begins a published set anew."""
+        self._doubted_until = 0.0
+        """What was on its way when Redis was lost may still be carried out, behind what is published since: then the
+        set is published once more. A wrong one of the right size would never be noticed."""
 
     @property
     def connected(self) -> bool:
@@ -179,6 +182,7 @@ class Registration:
                     await self._flush()
         except Exception as error:  # Redis may answer anything at all; this task outlives it
             self._in_sync = False  # what was on its way may or may not have arrived
+            self._doubted_until = self._clock.now() + self._lease_ms / 1000
             self._num_in_flight = 0
             self._mirror.restart()
             self._outage.lost(error)
@@ -204,7 +208,10 @@ class Registration:
             raise indexed
         await self._judge_predecessor(before)
         self.stats.heartbeats += 1
-        if not self._in_sync or num_published != self._mirror.published:
+        doubted = 0 < self._doubted_until <= self._clock.now()
+        if not self._in_sync or doubted or num_published != self._mirror.published:
+            if doubted:
+                self._doubted_until = 0.0
             if self._registered and len(self._mirror):
                 self.stats.republished += 1
                 log.debug("worker %s: publishing all %d blocks again", self.record.id, len(self._mirror))

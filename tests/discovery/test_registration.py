@@ -209,3 +209,27 @@ async def test_the_mirror_is_bounded(redis: Redis, namespace: str) -> None:
 
 def test_a_record_is_written_as_one_line_of_json() -> None:
     assert re.fullmatch(rb'\{"id":"decode-0",.*"model_fingerprint":"[0-9a-f]+"\}', ME.to_json())
+
+
+async def test_what_was_under_way_when_redis_was_lost_does_not_stay_in_a_set_of_the_right_size(
+    redis: Redis, namespace: str
+) -> None:
+    registration = Registration(redis, ME, namespace=namespace, heartbeat_seconds=0.1)
+    await registration.start()
+    registration.stored(blocks(5))
+    beat, key = registration._beat, blocks_key(namespace, ME)
+
+    async def lose() -> None:
+        registration._beat = beat  # type: ignore[method-assign]
+        raise ConnectionError("lost")
+
+    registration._beat = lose  # type: ignore[method-assign]
+    await eventually(lambda: registration.stats.republished == 1, "published anew")
+    await redis.srem(key, block_name(block(2)))
+    await redis.sadd(key, b"x" * BLOCK_NAME_BYTES)
+
+    async def right() -> bool:
+        return await redis.smembers(key) == names(blocks(5))
+
+    await eventually(right, "published once more when all that was late has come")
+    await registration.stop()
