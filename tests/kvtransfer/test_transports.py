@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -355,7 +356,12 @@ async def test_a_source_that_dies_is_lost_and_the_gate_drains(asking_way: Way) -
     way = asking_way
     way.allow(*range(50))
     gate, reached = Gate(), threading.Event()
-    way.staged_source.on_read = lambda index: reached.set()
+
+    def read_slowly(index: int) -> None:
+        reached.set()
+        time.sleep(0.002)  # so that it dies in the middle, however fast the machine is
+
+    way.staged_source.on_read = read_slowly
     fetch = asyncio.create_task(way.fetch(*[way.want(i, i) for i in range(50)] * 40, gate=gate))
     await until(reached.is_set)
     way.rig.close()

@@ -150,7 +150,7 @@ async def test_facts_are_recalled_although_a_worker_is_killed(
 
 
 async def test_seeded_sampling_goes_on_as_it_would_have(running: System) -> None:
-    sampling = SamplingParams(max_tokens=OUTPUT, ignore_eos=True, temperature=0.9, top_p=0.95, top_k=50, seed=11)
+    sampling = SamplingParams(max_tokens=3 * OUTPUT, ignore_eos=True, temperature=0.9, top_p=0.95, top_k=50, seed=11)
     undisturbed = Streams(running, 5, sampling)
     await undisturbed.run()
     disturbed = Streams(running, 5, sampling)

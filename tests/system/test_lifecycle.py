@@ -111,13 +111,18 @@ async def test_kill_of_baton_up_leaves_no_process(checkpoint: Callable[[str], Pa
         await until(all_gone, 30, lambda: f"left behind: {[pid for pid in family if running_now(pid)]}")
 
 
-async def test_a_worker_of_another_layout_is_named_and_not_used(
+async def test_a_worker_that_serves_something_else_is_named_and_not_used(
     checkpoint: Callable[[str], Path], oracle: Oracle, tmp_path: Path
 ) -> None:
     async with system(checkpoint("llama"), tmp_path / "log") as running:
         url = re.search(r"redis://\S+", running.log.read_text())
         assert url is not None
-        flags = [f"--model={checkpoint('llama')}", f"--redis-url={url.group()}", "--block-size=32", "--worker-id=odd"]
+        flags = [
+            f"--model={checkpoint('llama')}",
+            f"--redis-url={url.group()}",
+            "--max-model-len=512",
+            "--worker-id=odd",
+        ]
         odd = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "decode_worker", *flags, stdout=asyncio.subprocess.PIPE, cwd=ROOT
         )
@@ -127,7 +132,7 @@ async def test_a_worker_of_another_layout_is_named_and_not_used(
             async def named() -> bool:
                 async with running.client() as client:
                     found[:] = [w.detail for w in (await client.status()).workers if w.id == "odd"]
-                return any("block size" in detail for detail in found)
+                return any("max_model_len" in detail for detail in found)
 
             await until(named, 30, lambda: f"the status says {found}")
             prompts = [tokens(random.Random(4), 150) for _ in range(6)]
