@@ -6,9 +6,11 @@ The health and reflection packages come with the router and worker extras; a cli
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc
 from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.message import DecodeError
 
 from baton.errors import PortInUse
 
@@ -109,3 +111,16 @@ class Health:
         status = self._status.SERVING if serving else self._status.NOT_SERVING
         for name in self._names:
             await self._servicer.set(name, status)
+
+
+def tolerant(deserializer: Callable[[bytes], Any], otherwise: Callable[[DecodeError], Any]) -> Callable[[bytes], Any]:
+    """A deserializer that never fails: `otherwise` says what to take an unreadable message for. gRPC itself would end
+    the call with a status of its own, and log a traceback."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserializer(data)
+        except DecodeError as error:
+            return otherwise(error)
+
+    return read

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from baton.errors import BatonError, InvalidRequest
-from baton.rpc import PARAM_METADATA
+from baton.rpc import PARAM_METADATA, tolerant
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +45,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(_PREFIX):
             return handler
-        read, write = _tolerant(handler.request_deserializer), handler.response_serializer
+        read = tolerant(handler.request_deserializer, lambda error: _Unreadable(str(error)))
+        write = handler.response_serializer
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(_guarded(handler.unary_unary), read, write)
         assert handler.unary_stream is not None, f"{handler_call_details.method} takes a stream"
@@ -74,15 +74,3 @@ def _guarded(behaviour: Any) -> Any:
         return await context.abort(status, message[:_MAX_DETAILS], ((PARAM_METADATA, param),))
 
     return guarded
-
-
-def _tolerant(deserializer: Any) -> Any:
-    """gRPC itself would make INTERNAL of what cannot be read."""
-
-    def read(data: bytes) -> Any:
-        try:
-            return deserializer(data)
-        except DecodeError as error:
-            return _Unreadable(str(error))
-
-    return read

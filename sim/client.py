@@ -102,8 +102,8 @@ class Client:
         if reason != _REASONS[self._expected[-1] in model.EOS]:
             self._world.broken(f"{self.spec.name} ended with reason {reason}")
         # What went on elsewhere may find there what it computed itself before.
-        began_anew = finished.timings.resumes or self._world.reached().moved
-        if not began_anew and cached > (most := self._most_cached()):
+        most = self._most_cached()
+        if cached > most and not (finished.timings.resumes or self._world.reached().moved):
             self._world.broken(f"{self.spec.name} found {cached} tokens cached, its tenant has had {most} of them")
         self._end(f"is answered: {len(self._got)} tokens")
 

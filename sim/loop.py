@@ -121,7 +121,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:  # fmt: skip
         handle = asyncio.TimerHandle(when, callback, args, self, context)
-        node = handle._context.get(NODE)  # type: ignore[attr-defined]
+        node = handle._context.get(NODE)  # type: ignore[attr-defined]  # stubs leave it out
         true = when if node is None else node.true(when)
         heapq.heappush(self._timers, (true, next(self._timer_numbers), handle))
         return handle
@@ -163,7 +163,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """The node's clock jumps ahead: what it waits for by it comes so much sooner."""
         node.jump(seconds)
         for at, (when, number, handle) in enumerate(self._timers):
-            if isinstance(handle, asyncio.TimerHandle) and handle._context.get(NODE) is node:  # type: ignore[attr-defined]
+            if not isinstance(handle, asyncio.TimerHandle):
+                continue
+            if handle._context.get(NODE) is node:  # type: ignore[attr-defined]  # stubs leave it out
                 self._timers[at] = (min(when, max(self.now, node.true(handle.when()))), number, handle)
         heapq.heapify(self._timers)
 
@@ -191,7 +193,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             except Stalled:
                 break
         for task in self.tasks:
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own; stubs leave it out
             if task.done() and not task.cancelled():
                 task.exception()
         self.close()

@@ -114,7 +114,7 @@ class Server:
 
         if self._interceptor is None:
             return self.methods[path]
-        return await self._interceptor.intercept_service(continuation, _Details(path))  # type: ignore[arg-type]
+        return await self._interceptor.intercept_service(continuation, _Details(path))  # type: ignore[arg-type]  # gRPC's has no constructor
 
 
 class _Details:

@@ -130,7 +130,7 @@ class Store:
                 high = middle - 1
         return low
 
-    _scripts = {  # noqa: RUF012
+    _scripts = {  # noqa: RUF012 - a table that nobody changes
         DEREGISTER._digest: _deregister,
         LIST_WORKERS._digest: _list_workers,
         LONGEST_PREFIX._digest: _longest_prefix,

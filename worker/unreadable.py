@@ -11,7 +11,8 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
+
+from baton.rpc import tolerant
 
 _PREFIX = "/baton.v1."
 
@@ -29,18 +30,9 @@ class UnreadableAsEmpty(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(_PREFIX):
             return handler
-        read, write = _tolerant(handler.request_deserializer), handler.response_serializer
+        read = tolerant(handler.request_deserializer, lambda error: handler.request_deserializer(b""))
+        write = handler.response_serializer
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(handler.unary_unary, read, write)
         assert handler.stream_stream is not None, f"{handler_call_details.method} has a stream one way only"
         return grpc.stream_stream_rpc_method_handler(handler.stream_stream, read, write)
-
-
-def _tolerant(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    def read(data: bytes) -> Any:
-        try:
-            return deserializer(data)
-        except DecodeError:
-            return deserializer(b"")
-
-    return read

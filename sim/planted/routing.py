@@ -18,7 +18,7 @@ _ABORT_SECONDS = 5.0
 def _cancel_in_turn(self: WorkerCore, cancel: worker_pb2.Cancel) -> None:
     loop: Any = asyncio.get_running_loop()
     begins = max(getattr(self, "free_at", 0.0), loop.time())
-    self.free_at = begins + _ABORT_SECONDS  # type: ignore[attr-defined]
+    self.free_at = begins + _ABORT_SECONDS  # type: ignore[attr-defined]  # the plant's own
     loop.call_at(begins, _cancel, self, cancel)
 
 

@@ -220,10 +220,10 @@ async def test_what_was_under_way_when_redis_was_lost_does_not_stay_in_a_set_of_
     beat, key = registration._beat, blocks_key(namespace, ME)
 
     async def lose() -> None:
-        registration._beat = beat  # type: ignore[method-assign]
+        registration._beat = beat  # type: ignore[method-assign]  # lost once
         raise ConnectionError("lost")
 
-    registration._beat = lose  # type: ignore[method-assign]
+    registration._beat = lose  # type: ignore[method-assign]  # stands for Redis, which is lost
     await eventually(lambda: registration.stats.republished == 1, "published anew")
     await redis.srem(key, block_name(block(2)))
     await redis.sadd(key, b"x" * BLOCK_NAME_BYTES)

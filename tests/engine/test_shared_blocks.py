@@ -142,7 +142,7 @@ def test_cached_blocks_are_lent_by_name_from_the_first_on_and_held_until_release
     h.add("a", prompt, count=1)
     h.run()
     peer, names = AttemptId("peer", 1), block_hashes(ROOT, prompt, BLOCK)
-    h.engine.handle(Lend(peer, (*names[:3], bytes(32), *names[3:])))  # type: ignore[arg-type]
+    h.engine.handle(Lend(peer, (*names[:3], bytes(32), *names[3:])))  # type: ignore[arg-type]  # nobody's name
     h.take_events()
     lent = h.of(Lent, peer)[0].blocks
     assert [block.hash for block in lent] == names[:3]

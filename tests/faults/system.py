@@ -82,7 +82,7 @@ class FaultySystem:
         async with asyncio.timeout(seconds):
             for part in self.parts.values():
                 await part.ready.wait()
-            while await self.ready_workers() < len(self.workers):  # noqa: ASYNC110
+            while await self.ready_workers() < len(self.workers):  # noqa: ASYNC110 - other processes set no event here
                 await asyncio.sleep(0.1)
 
     async def ready_workers(self) -> int:
@@ -169,7 +169,7 @@ class FaultySystem:
             if pid is not None:
                 for port in listening_ports(pid) - known:
                     await self._open_proxy(name, port)
-            while part.ready.is_set() and part.pid == pid:  # noqa: ASYNC110
+            while part.ready.is_set() and part.pid == pid:  # noqa: ASYNC110 - it is a process that ends
                 await asyncio.sleep(0.1)
             if name in self.proxies:
                 await self.proxies.pop(name).close()
