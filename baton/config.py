@@ -6,7 +6,7 @@ from them. Where vLLM has a flag for the same thing, ours has its name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from baton.flags import at_least, parse, setting, to_argv
@@ -56,13 +56,19 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    max_num_seqs: int = setting(64, "most requests in one step", **at_least(1))
-    max_num_batched_tokens: int = setting(2048, "most tokens in one step", **at_least(1))
+    max_num_seqs: int = setting(0, "most requests in one step; 0: 64, on a GPU 256", **_POSITIVE_OR_AUTO)
+    max_num_batched_tokens: int = setting(0, "most tokens in one step; 0: 2048, on a GPU 8192", **_POSITIVE_OR_AUTO)
     itl_objective_ms: float = setting(
         200.0,
         "longest that prompts may make an open stream wait for its next token: sets the chunk size; 0: no limit",
         **at_least(0),
     )
+
+    def on(self, device_type: str) -> SchedulerConfig:
+        """With the sizes that are left to the device chosen for it: "cpu" or "cuda"."""
+        seqs, tokens = (256, 8192) if device_type == "cuda" else (64, 2048)
+        seqs = self.max_num_seqs or seqs
+        return replace(self, max_num_seqs=seqs, max_num_batched_tokens=self.max_num_batched_tokens or max(tokens, seqs))
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
 def _measure(
     plan: _Plan, worker: WorkerConfig, loaded: LoadedModel, device: torch.device, peaks: Peaks, work: Work
 ) -> list[Figure]:
-    settings = _settings(worker, loaded)
+    settings = _settings(worker, loaded, device)
     figures: list[Figure] = []
     if "start" in plan.measures:  # first, while this process holds no pool and no peer runs beside
         with bar(plan.rounds * (1 + len(plan.peers)), "starts") as progress:
@@ -132,14 +132,15 @@ def _measurements(plan: _Plan, own: OwnEngine, peaks: Peaks, work: Work) -> list
     return [measurement for measurement in wanted if measurement.longest <= own.max_model_len]
 
 
-def _settings(worker: WorkerConfig, loaded: LoadedModel) -> Settings:
+def _settings(worker: WorkerConfig, loaded: LoadedModel, device: torch.device) -> Settings:
+    sizes = worker.scheduler.on(device.type)
     return Settings(
         model=str(loaded.directory.resolve()),
         dtype=loaded.dtype,
         threads=torch.get_num_threads(),
         max_model_len=loaded.max_model_len(worker.model.max_model_len),
-        max_num_seqs=worker.scheduler.max_num_seqs,
-        max_num_batched_tokens=worker.scheduler.max_num_batched_tokens,
+        max_num_seqs=sizes.max_num_seqs,
+        max_num_batched_tokens=sizes.max_num_batched_tokens,
         enable_prefix_caching=worker.cache.enable_prefix_caching,
     )
 

@@ -150,7 +150,7 @@ class OwnEngine:
     def _fits(self, batch: int, num_tokens: int) -> bool:
         blocks = batch * -(-num_tokens // self._config.cache.block_size)
         return (
-            batch <= self._config.scheduler.max_num_seqs
+            batch <= self._config.scheduler.on(self._device.type).max_num_seqs
             and num_tokens <= self.max_model_len
             and blocks <= self._num_blocks
         )

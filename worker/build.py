@@ -51,7 +51,8 @@ def load(config: WorkerConfig) -> tuple[LoadedModel, torch.device]:
 
 def build(config: WorkerConfig, model: LoadedModel, device: torch.device, metrics: EngineMetrics) -> Built:
     """Raises ConfigError where the pool cannot hold a request."""
-    tokens, seqs = config.scheduler.max_num_batched_tokens, config.scheduler.max_num_seqs
+    sizes = config.scheduler.on(device.type)
+    tokens, seqs = sizes.max_num_batched_tokens, sizes.max_num_seqs
     if tokens < seqs:
         raise ConfigError(
             f"--max-num-batched-tokens is {tokens}; it must be at least --max-num-seqs ({seqs}), for a step computes a "

@@ -45,9 +45,10 @@ def _compile(config: WarmupConfig, gpu: str, capability: int) -> tuple[int, floa
     model = model_in_the_box.resolve(config.model)
     spec, dtype, eos_token_ids = read_spec(model.model, model.dtype)
     layout = KVLayout(spec.num_layers, spec.num_kv_heads, config.cache.block_size, spec.head_dim, dtype, bytes(16))
+    sizes = config.scheduler.on("cuda")
     limits = RunnerLimits(
-        config.scheduler.max_num_seqs,
-        config.scheduler.max_num_batched_tokens,
+        sizes.max_num_seqs,
+        sizes.max_num_batched_tokens,
         min(model.max_model_len or spec.max_model_len, spec.max_model_len),
         eos_token_ids,
     )

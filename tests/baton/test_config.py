@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import replace
 from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.config import DecodeConfig, ModelConfig, RouterConfig, UpConfig, WorkerConfig, parse, to_argv
+from baton.config import (
+    DecodeConfig,
+    ModelConfig,
+    RouterConfig,
+    SchedulerConfig,
+    UpConfig,
+    WorkerConfig,
+    parse,
+    to_argv,
+)
 from baton.errors import ConfigError
 
 PARTS = (UpConfig, RouterConfig, WorkerConfig, DecodeConfig)
@@ -57,7 +67,22 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
     settings = parse(WorkerConfig, ["--block-size", "8"], prog="baton", environ=environ)
     assert settings.cache.block_size == 8
     assert settings.scheduler.max_num_seqs == 7
-    assert settings.scheduler.max_num_batched_tokens == 2048
+    assert settings.scheduler.max_num_batched_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "right"),
+    [
+        ("cpu", SchedulerConfig(), (64, 2048)),
+        ("cuda", SchedulerConfig(), (256, 8192)),
+        ("cuda", SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=16), (8, 16)),
+        ("cpu", SchedulerConfig(max_num_seqs=4000), (4000, 4000)),  # a step computes a token of each
+    ],
+)
+def test_what_a_step_holds_is_left_to_the_device(device: str, given: SchedulerConfig, right: tuple[int, int]) -> None:
+    sizes = given.on(device)
+    assert (sizes.max_num_seqs, sizes.max_num_batched_tokens) == right
+    assert sizes == replace(given, max_num_seqs=right[0], max_num_batched_tokens=right[1])
 
 
 def test_the_process_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
