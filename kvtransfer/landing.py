@@ -48,6 +48,8 @@ class Landing:
         """For Puller alone."""
         self.id = id
         self.gate = Gate()
+        self.arrived = 0
+        """Blocks that have come and are verified, so far."""
         self._lifetime = Lifetime(DESTINATION, DestinationState.RESERVED, changed)
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[Landed] = self._loop.create_future()

@@ -242,6 +242,7 @@ class Pull:
                 )
             await self._arrival.settle(room, positions)
         self._verified += len(positions)
+        self._landing.arrived += len(positions)
         size = len(positions) * self._arrival.memory.block_bytes
         self._metrics.bytes.labels(transport=self._transport).inc(size)
         if self._ticket.layout != self._layout:

@@ -4,8 +4,9 @@
     engine:  Reserved ──► borrow, or the ticket that came along ──► landing ──► CommitPrefix ──► computes the rest
                           └─ fails: CommitPrefix(0), or DropPrefix while a writer is left; drained: FreeQuarantined
 
-A fetch is a hint's worth: whatever goes wrong with it, the request goes on and computes what did not come. Blocks are
-reserved before anything is asked of the other worker, and its answer waits for no room there.
+A fetch is a hint's worth: whatever goes wrong with it, the request goes on and computes what did not come; it waits
+for a silent worker no longer than that is worth, which is less than the lease. Blocks are reserved before anything is
+asked of the other worker, and its answer waits for no room there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from worker.role import SendCommand
 from worker.wire import PrefixSource, landed_event
 
 log = logging.getLogger(__name__)
+
+SILENCE_SECONDS = 3.0
+"""A lender has all blocks from the start, so they come one behind the other, or it does not answer any more."""
 
 
 @dataclass(slots=True)
@@ -115,4 +119,16 @@ class Fetching:
             await self._puller.pull(ticket, ticket.id, blocks, len(blocks))
             raise RequestCancelled("its prefix is not wanted any more")
         fetch.landing = self._puller.land(ticket, ticket.id, blocks, first_missing)
-        return await fetch.landing.done(), len(blocks)
+        return await _patiently(fetch.landing), len(blocks)
+
+
+async def _patiently(landing: Landing) -> Landed:
+    """What landed. Gives the landing up when no block has come for a while. Raises BatonError."""
+    while True:
+        arrived = landing.arrived
+        try:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                return await landing.done()
+        except TimeoutError:
+            if landing.arrived == arrived:
+                landing.cancel(f"no block has come for {SILENCE_SECONDS:g} s")

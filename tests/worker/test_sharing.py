@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from baton.errors import PeerLost
+from baton.errors import PeerLost, RequestCancelled
 from baton.hashing import block_hashes, root_hash
 from baton.ids import AttemptId, WorkerId
 from baton.v1 import worker_pb2
 from decode_worker.admission import Admission
 from kvtransfer.lend import LendRequest
+from kvtransfer.lifetimes import DestinationState
 from kvtransfer.refusal import Refusal, RefusalReason
 from kvtransfer.source import ClaimRequest
 from kvtransfer.ticket import Ticket
@@ -20,7 +22,7 @@ from prefill_worker.handoff import Handoff
 from tests.engine.scripted_runner import continuation, next_token
 from tests.worker.rig import BLOCK, FINGERPRINT, LEASE, Rig, make_rig, proto_id
 from tests.worker.test_admission import landing as received
-from worker import lending
+from worker import fetching, lending
 from worker.lending import MAX_LENT
 
 PROMPT = [n % 50 for n in range(3, 25)]
@@ -137,6 +139,38 @@ async def test_a_source_that_is_lost_costs_what_it_would_have_saved(rig: Rig, mo
         rig.puller.landings[-1].gate.leave()
         await asyncio.sleep(0)
         await rig.settle()
+    await let_go(rig)
+    rig.assert_idle()
+
+
+@pytest.mark.parametrize("moment", [landing, writing])
+async def test_a_source_that_falls_silent_is_not_waited_for_until_its_lease_ends(
+    rig: Rig, moment: Moment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "SILENCE_SECONDS", 0.01)
+    await moment(rig)
+    with pytest.raises(RequestCancelled, match=r"no block has come for 0\.01 s"):
+        await rig.puller.landings[-1].done()
+    await rig.settle()
+    check_answer(rig, 22)
+    if moment is writing:
+        rig.puller.landings[-1].gate.leave()
+        await asyncio.sleep(0)
+        await rig.settle()
+    await let_go(rig)
+    rig.assert_idle()
+
+
+async def test_a_slow_source_is_waited_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "SILENCE_SECONDS", 0.001)
+    await landing(rig)
+    coming = rig.puller.landings[-1]
+    coming.arrived = math.nan  # type: ignore[assignment]  # whenever one looks, it has become another number
+    await asyncio.sleep(0.05)
+    assert coming.state is DestinationState.LANDING
+    land(rig)
+    await rig.settle()
+    check_answer(rig, 22 - 4 * BLOCK)
     await let_go(rig)
     rig.assert_idle()
 
