@@ -1,4 +1,4 @@
-"""A request inside the engine: counters and holds, no behaviour of its own. The scheduler owns it."""
+"""A request inside the engine: counters and holds, no behaviour of its own. `Requests` (requests.py) owns it."""
 
 from __future__ import annotations
 

@@ -17,8 +17,9 @@ from discovery.records import WorkerRecord, WorkerRole
 from discovery.registration import Registration
 from engine.block_pool import BlockPool, Hold
 from engine.engine import Engine
+from engine.limits import SchedulerLimits
 from engine.plan import StepPlan, StepResult
-from engine.scheduler import Scheduler, SchedulerLimits
+from engine.scheduler import Scheduler
 from engine.swap import SwapPool
 from kvtransfer.destination import Puller
 from kvtransfer.gate import ReadPermits

@@ -17,11 +17,12 @@ from baton.model_files import local_directory
 from engine.block_pool import BlockPool, Generations
 from engine.engine import Engine
 from engine.kv_cache import KVCache, choose_num_blocks
+from engine.limits import SchedulerLimits
 from engine.loader import LoadedModel, load_model
 from engine.memory import room as memory_room
 from engine.pacing import Pacer
 from engine.runners import RunnerLimits, activation_bytes, make_runner
-from engine.scheduler import Scheduler, SchedulerLimits
+from engine.scheduler import Scheduler
 from engine.swap import SwapPool
 from kvtransfer.memory import HostMemory, PoolMemory
 from worker.device_memory import DeviceMemory, share_generations

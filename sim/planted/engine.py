@@ -10,7 +10,7 @@ from engine.batch import Batch
 from engine.block_pool import BlockPool
 from engine.messages import AddRequest, BlocksEvicted
 from engine.request import Request
-from engine.scheduler import Scheduler
+from engine.requests import Requests
 from sim.planted.plant import Plant
 
 
@@ -42,11 +42,11 @@ def _note_what_is_stored(self: BlockPool, kind: Any, block_hash: BlockHash) -> N
 _note = BlockPool._note
 
 
-def _add_without_salt(self: Scheduler, command: AddRequest) -> None:
+def _add_without_salt(self: Requests, command: AddRequest) -> None:
     _on_add(self, replace(command, cache_salt=b""))
 
 
-_on_add = Scheduler._on_add
+_on_add = Requests._on_add
 
 PLANTS = (
     Plant(
@@ -71,6 +71,6 @@ PLANTS = (
         "salt-ignored",
         "reported by nobody yet",
         "one tenant's requests hit blocks of another's, and show by their usage what he has asked",
-        ((Scheduler, "_on_add", _add_without_salt),),
+        ((Requests, "_on_add", _add_without_salt),),
     ),
 )

@@ -13,10 +13,11 @@ from baton.ids import AttemptId
 from baton.sampling import SamplingParams
 from engine.block_pool import BlockPool
 from engine.engine import Engine
+from engine.limits import SchedulerLimits
 from engine.messages import AddRequest, Ended, Event, Task, Tokens
 from engine.pacing import Pacer
 from engine.plan import StepPlan
-from engine.scheduler import Scheduler, SchedulerLimits
+from engine.scheduler import Scheduler
 from engine.swap import SwapPool
 from tests.engine.scripted_runner import ScriptedRunner
 

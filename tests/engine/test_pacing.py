@@ -12,9 +12,10 @@ from baton.metrics import EngineMetrics, Metrics
 from baton.sampling import SamplingParams
 from engine.block_pool import BlockPool
 from engine.engine import Engine
+from engine.limits import SchedulerLimits
 from engine.messages import AddRequest, Ended, Task, Tokens
 from engine.pacing import LEAST_CHUNK, Pace, Pacer
-from engine.scheduler import Scheduler, SchedulerLimits
+from engine.scheduler import Scheduler
 from engine.step_cost import Coefficients, StepShape
 from tests.engine.simulated_machine import Machine
 

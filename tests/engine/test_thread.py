@@ -14,10 +14,11 @@ from baton.ids import AttemptId
 from baton.sampling import SamplingParams
 from engine.block_pool import BlockPool
 from engine.engine import Engine, Pending
+from engine.limits import SchedulerLimits
 from engine.messages import Abort, AddRequest, Ended, EndReason, Event, Load, Task, Tokens
 from engine.pacing import Pace, Pacer
 from engine.plan import StepPlan, StepResult
-from engine.scheduler import Scheduler, SchedulerLimits
+from engine.scheduler import Scheduler
 from engine.step_cost import Coefficients
 from engine.thread import EngineThread
 from tests.engine.scripted_runner import ScriptedRunner, continuation

@@ -19,8 +19,9 @@ from baton.v1 import inference_pb2, transfer_pb2, worker_pb2
 from decode_worker.admission import Admission
 from engine.block_pool import BlockPool
 from engine.engine import Engine
+from engine.limits import SchedulerLimits
 from engine.messages import Command
-from engine.scheduler import Scheduler, SchedulerLimits
+from engine.scheduler import Scheduler
 from kvtransfer.gate import ReadPermits
 from kvtransfer.landing import Landed, Landing
 from kvtransfer.memory import HostMemory
