@@ -13,8 +13,8 @@ _STAT = Path("/proc/stat")
 _SAMPLE_SECONDS = 0.2
 _MOST_BUSY = 0.1
 """Share of all processors' time. One of two that spins is 0.5."""
-_PATIENCE = 50
-"""Samples: 10 seconds."""
+_PATIENCE, _PATIENCE_THEN = 50, 10
+"""Samples: 10 seconds, and 2 once it has shown that somebody else is busy, who will be so the next time, too."""
 
 Ticks = tuple[int, int]
 """Busy, and all, of the whole machine so far."""
@@ -34,7 +34,7 @@ class Quiet:
         if before is None:
             return
         share = 0.0
-        for _ in range(_PATIENCE):
+        for _ in range(_PATIENCE_THEN if self._said else _PATIENCE):
             self._sleep(_SAMPLE_SECONDS)
             after = self._read()
             if after is None:

@@ -36,6 +36,7 @@ def test_a_machine_that_is_never_quiet_is_told_of_once(capsys: pytest.CaptureFix
     assert machine.samples == 50
     assert "keeps 40% of the processors busy" in capsys.readouterr().err
     quiet()
+    assert machine.samples == 60, "what was busy all the time is waited for less"
     assert capsys.readouterr().err == ""
 
 
