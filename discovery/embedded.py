@@ -7,12 +7,11 @@ It is restarted by whoever watches it: `start` after a death listens on the same
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -20,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from types import TracebackType
 
+from baton.attached import attached
 from baton.errors import ConfigError, PortInUse, RedisUnreachable
 
 _HOST = "127.0.0.1"
@@ -27,17 +27,6 @@ _PORT_TRIES = 20
 _LOWEST_PORT = 10_000
 _START_SECONDS = 10.0
 _STOP_SECONDS = 1.0
-
-# Runs between fork and server, in a process of its own (a preexec_fn would run Python in the child of a threaded
-# parent). 1 is PR_SET_PDEATHSIG. A parent that died before that call is told by the changed parent id.
-_LAUNCHER = """
-import ctypes, os, signal, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class EmbeddedRedis:
@@ -169,10 +158,9 @@ class EmbeddedRedis:
             "maxmemory-policy": "volatile-lru",
         }
         arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
-        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), server]
         with log_path.open("wb") as out:
             return subprocess.Popen(
-                [*launcher, *arguments],
+                attached([server, *arguments], signal.SIGKILL),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,

@@ -7,8 +7,6 @@ parts die with this process, however it dies.
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import os
 import signal
 import sys
 import time
@@ -17,12 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
+from baton.attached import attached
 from baton.errors import ConfigError
 
 _MAX_RESTARTS = 5
 _RESTART_WINDOW_SECONDS = 60.0
 _PROGRESS_SECONDS = 5.0
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -97,11 +95,10 @@ class Supervisor:
         part.ready = {}
         part.is_ready.clear()
         part.process = await asyncio.create_subprocess_exec(
-            *part.argv,
+            *attached(part.argv, signal.SIGTERM),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for this process, which ends its parts in order
-            preexec_fn=partial(_die_with_parent, os.getpid()) if sys.platform == "linux" else None,
         )
 
     async def _watch(self, part: Part) -> None:
@@ -156,10 +153,3 @@ class Supervisor:
         assert part.process is not None
         with suppress(ProcessLookupError):
             part.process.send_signal(number)
-
-
-def _die_with_parent(parent: int) -> None:
-    """In the child, before exec: SIGTERM when the parent is gone, also if it went before this call."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)

@@ -11,19 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
+from baton.attached import attached
 from discovery import EmbeddedRedis
 from tests.system.harness import ROOT
 
 _START_AGAIN_SECONDS = 0.5
-# Has the part die with the tests, even if it is stopped then. No preexec_fn: Python between fork and exec runs the fork
-# handlers of gRPC's C core, which the tests use, and in them the child crashes at times (seen with gRPC 1.85).
-_LAUNCHER = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit(1)
-os.execv(sys.executable, [sys.executable, "-X", "faulthandler", "-m", *sys.argv[2:]])
-"""
 
 
 class Part(Protocol):
@@ -80,7 +72,8 @@ class Process:
 
     async def _spawn(self, log: IO[bytes]) -> None:
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-S", "-c", _LAUNCHER, str(os.getpid()), *self._argv,
+            # SIGKILL ends it even if it is stopped.
+            *attached([sys.executable, "-X", "faulthandler", "-m", *self._argv], signal.SIGKILL),
             stdout=asyncio.subprocess.PIPE, stderr=log, cwd=ROOT, start_new_session=True,
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
