@@ -67,7 +67,7 @@ class SchedulerConfig:
     def on(self, device_type: str) -> SchedulerConfig:
         """With the sizes that are left to the device chosen for it: "cpu" or "cuda"."""
         seqs, tokens = (256, 8192) if device_type == "cuda" else (64, 2048)
-        seqs = self.max_num_seqs or seqs
+        seqs = self.max_num_seqs or min(seqs, self.max_num_batched_tokens or seqs)  # a step computes a token of each
         return replace(self, max_num_seqs=seqs, max_num_batched_tokens=self.max_num_batched_tokens or max(tokens, seqs))
 
 

@@ -76,7 +76,9 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
         ("cpu", SchedulerConfig(), (64, 2048)),
         ("cuda", SchedulerConfig(), (256, 8192)),
         ("cuda", SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=16), (8, 16)),
-        ("cpu", SchedulerConfig(max_num_seqs=4000), (4000, 4000)),  # a step computes a token of each
+        ("cpu", SchedulerConfig(max_num_seqs=4000), (4000, 4000)),
+        ("cuda", SchedulerConfig(max_num_batched_tokens=100), (100, 100)),
+        ("cpu", SchedulerConfig(max_num_seqs=9, max_num_batched_tokens=4), (9, 4)),  # refused where it is used
     ],
 )
 def test_what_a_step_holds_is_left_to_the_device(device: str, given: SchedulerConfig, right: tuple[int, int]) -> None:
