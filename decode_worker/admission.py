@@ -62,6 +62,8 @@ class _Arrival:
     reserved: bool = False
     """Blocks of ours are kept for it."""
     landing: Landing | None = None
+    aborted: bool = False
+    """The engine has been told to end it, and quarantines what it may have reserved meanwhile."""
     moves: bool = False
     """It is to go on elsewhere once its blocks are committed."""
 
@@ -113,6 +115,7 @@ class Admission:
         elif arrival.landing is not None:
             self._give_up(arrival.landing, reason, message)
         elif arrival.ticket is not None:
+            arrival.aborted = True
             self._send(Abort(request_id, reason, message))
         else:  # the engine has not heard of it
             del self._arrivals[request_id]
@@ -186,6 +189,8 @@ class Admission:
         assert arrival.ticket is not None, "the engine hears of a request with its ticket"
         self._stop_keeping(arrival)
         arrival.reserved = True
+        if arrival.aborted:
+            return  # its end is on its way, and nobody has been asked for anything
         prompt = Prompt(arrival.request.token_ids, arrival.request.cache_salt)
         arrival.landing = self._puller.land(arrival.ticket, event.id, event.blocks, event.first_missing, prompt)
         self._spawn(self._follow(arrival.landing))

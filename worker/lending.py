@@ -13,6 +13,7 @@ whoever borrows has reserved its own blocks before it asks: no two workers wait 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
 from baton.ids import AttemptId, BlockRef
@@ -35,6 +36,9 @@ class Lending:
         self._ledger = ledger
         self._send = send
         self._asked: dict[AttemptId, asyncio.Future[Ticket | None]] = {}
+        self._all_told = asyncio.Event()
+        """The engine has answered all that it was asked."""
+        self._all_told.set()
         self._held: set[AttemptId] = set()
         self._closed = False
 
@@ -53,6 +57,7 @@ class Lending:
         answer = self._asked.get(request.id)
         if answer is None:
             answer = self._asked[request.id] = asyncio.get_running_loop().create_future()
+            self._all_told.clear()
             self._send(Lend(request.id, request.hashes))
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -69,6 +74,8 @@ class Lending:
 
     def on_lent(self, event: Lent) -> None:
         answer = self._asked.pop(event.id)
+        if not self._asked:
+            self._all_told.set()
         ticket = self._offer(event.id, event.blocks) if event.blocks else None
         if not answer.done():
             answer.set_result(ticket)
@@ -96,9 +103,12 @@ class Lending:
         return True
 
     async def drain(self, seconds: float) -> None:
-        """Lends no more, and waits until nobody reads what this worker has offered."""
+        """Lends no more, and waits until nobody reads what this worker has offered, or is offering just now."""
         self._closed = True
-        await self._ledger.drain(seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._all_told.wait()
+                await self._ledger.drain(seconds)
 
     def _offer(self, request_id: AttemptId, blocks: Sequence[BlockRef]) -> Ticket:
         ticket = self._ledger.offer(request_id, blocks, len(blocks) * self._ledger.layout.block_size)

@@ -122,6 +122,20 @@ async def test_a_cancel_that_crosses_the_engines_news_frees_all(
     rig.assert_idle()
 
 
+async def test_a_cancel_that_crosses_the_reservation_frees_all_however_fast_the_pull_would_be(rig: Rig) -> None:
+    await queued(rig)
+    news = rig.compute_unheard(1)
+    rig.say(cancel=worker_pb2.Cancel(id=proto_id()))
+    news()
+    for landing in rig.puller.landings:  # all of it within the step that the engine is at
+        landing.land()
+        rig.puller.commit(PROMPT)
+        await asyncio.sleep(0.01)
+    await rig.settle()
+    assert rig.end() == worker_pb2.END_REASON_CANCELLED
+    rig.assert_idle()
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
 async def test_a_deadline_at_any_moment(rig: Rig, moment: Callable[[Rig], Awaitable[None]]) -> None:
     submit = rig.submit

@@ -371,6 +371,23 @@ async def test_a_drain_waits_for_what_is_lent_and_lends_no_more(rig: Rig) -> Non
     rig.assert_idle()
 
 
+async def test_a_drain_waits_for_what_is_being_lent(rig: Rig) -> None:
+    await cached(rig)
+    asking = ask(rig, NAMES)
+    await asyncio.sleep(0)
+    draining = asyncio.create_task(rig.core.drain(30))
+    await asyncio.sleep(0.01)
+    assert not draining.done(), "the engine has not said what it has"
+    await rig.turn()
+    ticket = await asking
+    await asyncio.sleep(0.01)
+    assert not draining.done()
+    rig.ledger.abort(ticket.id)
+    await rig.settle()
+    await draining
+    rig.assert_idle()
+
+
 # --- moving
 
 
