@@ -23,7 +23,6 @@ from baton.errors import InternalError
 from baton.ids import AttemptId, BlockRef, Incarnation, TransferId, WorkerId, new_transfer_id
 from baton.layout import KVLayout, mismatch
 from baton.metrics import TransferMetrics
-from kvtransfer.checksum import pool_checksums
 from kvtransfer.counting import count_state
 from kvtransfer.gate import Gate, ReadPermit, ReadPermits
 from kvtransfer.lifetimes import SOURCE, Lifetime, SourceState
@@ -148,6 +147,7 @@ class SourceLedger:
             lease_seconds=self.lease_seconds,
             num_tokens=num_tokens,
             id=id,
+            checksum_kind=self._memory.checksum_kind,
         )
         offered = _Offered(ticket, Lifetime(SOURCE, SourceState.OFFERED, self._count), self._new_deadline())
         self._sets[ticket.transfer_id] = self._by_attempt[id] = offered
@@ -276,7 +276,7 @@ class SourceLedger:
 
     def _sum(self, gate: Gate, blocks: Sequence[int]) -> list[int] | None:
         with gate.passing() as admitted:
-            return pool_checksums(self._memory, blocks) if admitted else None
+            return self._memory.checksums(blocks) if admitted else None
 
     # --- ends
 

@@ -16,11 +16,11 @@ from concurrent.futures import Executor
 
 from baton.errors import PeerLost, TransferRefused
 from baton.ids import TransferId
-from kvtransfer.checksum import PIECE_BYTES, Checksum
+from kvtransfer.checksum import PIECE_BYTES, Xxh3
 from kvtransfer.gate import Gate
 from kvtransfer.memory import PoolMemory
 from kvtransfer.transports import frames
-from kvtransfer.transports.base import Fetched, Want, right
+from kvtransfer.transports.base import Fetched, Want, landed_right, right
 from kvtransfer.transports.frames import BlockStatus, FrameError, ReplyStatus
 from kvtransfer.transports.sockets import MAX_BUFFERS, receive, receive_bytes, send
 from kvtransfer.transports.tcp_server import NAME
@@ -168,20 +168,17 @@ class TcpConnection:
         deadline = time.monotonic() + self._block_seconds
         views = [self._memory.view(want.destination) for want in wants]
         blocks = [memoryview(bytearray(self._memory.block_bytes)) if view is None else view for view in views]
-        if self._memory.block_bytes > PIECE_BYTES:
-            checksum = self._receive_large(sock, blocks[0], deadline)
-            good = [wants[0].checksum in (None, checksum)]
-        else:
-            receive(sock, blocks, deadline)
-            good = [right(want, block) for want, block in zip(wants, blocks, strict=True)]
+        if self._memory.block_bytes > PIECE_BYTES and views[0] is not None:
+            return [right(wants[0], self._receive_large(sock, views[0], deadline))]
+        receive(sock, blocks, deadline)
         for want, view, block in zip(wants, views, blocks, strict=True):
             if view is None:
                 self._memory.write(want.destination, block)
-        return good
+        return landed_right(self._memory, wants)
 
     def _receive_large(self, sock: socket.socket, block: memoryview, deadline: float) -> int:
-        """Piece by piece. The block's checksum."""
-        checksum = Checksum()
+        """Of a pool in host memory, piece by piece. The block's checksum."""
+        checksum = Xxh3()
         for start in range(0, len(block), PIECE_BYTES):
             piece = block[start : start + PIECE_BYTES]
             receive(sock, [piece], deadline)

@@ -15,7 +15,7 @@ import pytest
 
 from baton.errors import HandoffFailed, PeerLost, TransferRefused
 from baton.ids import TransferId, new_transfer_id
-from kvtransfer.checksum import block_checksum
+from kvtransfer.checksum import xxh3_checksum
 from kvtransfer.gate import Gate, ReadPermit, ReadPermits
 from kvtransfer.memory import HostMemory, PoolMemory
 from kvtransfer.threads import Threads
@@ -53,7 +53,7 @@ class Way:
     def want(self, source: int, destination: int) -> Want:
         """As a pull wants it: it knows what the block's checksum was when it was sealed."""
         generation = self.source.generations[source]
-        return Want(source, generation, destination, block_checksum(pattern(source, generation)))
+        return Want(source, generation, destination, xxh3_checksum(pattern(source, generation)))
 
     async def fetch(self, *wants: Want, gate: Gate | None = None) -> list[Fetched]:
         return await self.connection.fetch(self.transfer_id, wants, gate or Gate())
@@ -215,7 +215,7 @@ async def test_large_blocks_land_whole_and_are_summed_whole(transport: str, thre
         source.write(index, memoryview(data[index]))
         permit.allow(index, 0)
     connection = await rig.connect(rig.serve(source, permits), destination, threads)
-    wants = [Want(s, 0, d, block_checksum(data[s])) for s, d in zip(range(8), (3, 1, 2, 0, 7, 6, 4, 5), strict=True)]
+    wants = [Want(s, 0, d, xxh3_checksum(data[s])) for s, d in zip(range(8), (3, 1, 2, 0, 7, 6, 4, 5), strict=True)]
     wants[4] = wants[4]._replace(checksum=1)
     results = await connection.fetch(transfer_id, wants, Gate())
     assert results == [Fetched.LANDED] * 4 + [Fetched.DAMAGED] + [Fetched.LANDED] * 3

@@ -21,6 +21,7 @@ from engine.block_pool import BlockPool
 from engine.engine import Engine
 from engine.messages import Command
 from engine.scheduler import Scheduler, SchedulerLimits
+from kvtransfer.checksum import ChecksumKind
 from kvtransfer.gate import ReadPermits
 from kvtransfer.landing import Landed, Landing
 from kvtransfer.memory import HostMemory
@@ -275,4 +276,5 @@ def ticket_of(hashes: Sequence[BlockHash], id: AttemptId, num_tokens: int = 0) -
         lease_seconds=10,
         num_tokens=num_tokens or len(hashes) * BLOCK,
         id=id,
+        checksum_kind=ChecksumKind.XXH3,
     ).to_proto()
