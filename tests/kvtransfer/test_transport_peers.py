@@ -82,7 +82,7 @@ def process(transport: str) -> Iterator[subprocess.Popen[str]]:
 async def peer(process: subprocess.Popen[str], transport: str) -> AsyncIterator[Peer]:
     told = json.loads(cast("IO[str]", process.stdout).readline())
     threads, memory = Threads.create(), HostMemory.create(NUM_BLOCKS, BLOCK_BYTES)
-    lands_in = StagedMemory(memory) if transport == "cuda_ipc" else memory
+    lands_in = StagedMemory(memory, kind=memory.checksum_kind) if transport == "cuda_ipc" else memory
     endpoint = Endpoint(transport, bytes.fromhex(told["address"]))
     connection = await RIGS[transport]().connect(endpoint, lands_in, threads)
     yield Peer(process, transport, connection, TransferId(bytes.fromhex(told["transfer_id"])), memory)
