@@ -70,7 +70,8 @@ class PoolShape(NamedTuple):
 class PoolMemory(Protocol):
     """A pool's bytes. Methods may be called from any thread; they check bounds and never wait for the network.
 
-    On a CPU this is `HostMemory`. A pool in device memory brings its own, which copies through host memory.
+    On a CPU this is `HostMemory`. A pool in device memory brings its own, which copies through host memory and sums
+    on the device.
     """
 
     @property

@@ -33,7 +33,7 @@ from kvtransfer.ticket import MAX_BLOCKS, Ticket
 
 log = logging.getLogger(__name__)
 
-BATCH_BYTES = {ChecksumKind.XXH3: 16 << 20, ChecksumKind.NH: 128 << 20}
+CHECKSUM_BATCH_BYTES = {ChecksumKind.XXH3: 16 << 20, ChecksumKind.NH: 128 << 20}
 """Announced together at most: a puller can begin with these while the next are summed. A device sums so many in less
 time than it takes to ask it."""
 _MAX_TOMBSTONES = 4096
@@ -129,7 +129,7 @@ class SourceLedger:
         self._count = partial(count_state, metrics)
         self._idle = asyncio.Event()
         self._idle.set()
-        self._batch = max(1, BATCH_BYTES[memory.checksum_kind] // memory.block_bytes)
+        self._batch = max(1, CHECKSUM_BATCH_BYTES[memory.checksum_kind] // memory.block_bytes)
 
     # --- the engine's side
 

@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from baton.layout import KVLayout
+from engine.kernels.choice import block_kernels
 from engine.kernels.gpu import blocks
 from engine.kernels.gpu.blocks import copy_blocks, gather_blocks, launch_all, scatter_blocks, sum_blocks
+from engine.kv_cache import KVCache
 from kvtransfer.nh import keys, nh_checksum
 
-SIZES = [8, 24, 4096, 8 * blocks.TILE, 8 * blocks.TILE + 8, 8 * blocks.PART, 8 * (3 * blocks.PART + 77), 1 << 18]
+SIZES = [8, 24, 4096, 8 * blocks.TILE, 8 * blocks.TILE + 8, 8 * blocks.PART, 8 * (5 * blocks.PART + 77), 1 << 18]
 
 
 def random_blocks(device: torch.device, count: int, size: int, seed: int = 0) -> Tensor:
@@ -157,6 +160,12 @@ def test_bits_of_the_checksum_are_evenly_used() -> None:
     checksums = checksums_of(random_blocks(torch.device("cpu"), 2000, 64))
     ones = [sum(checksum >> bit & 1 for checksum in checksums) for bit in range(64)]
     assert 850 < min(ones) <= max(ones) < 1150  # 6.7 standard deviations
+
+
+@pytest.mark.gpu
+def test_a_pool_of_other_than_multiples_of_8_bytes_goes_without_kernels() -> None:
+    assert block_kernels(KVCache(KVLayout(1, 1, 1, 2, "bfloat16", b"m"), 2, "cuda")) is not None
+    assert block_kernels(KVCache(KVLayout(1, 1, 1, 1, "bfloat16", b"m"), 2, "cuda")) is None
 
 
 @pytest.mark.gpu
