@@ -212,7 +212,7 @@ async def _plain_receive(bare: socket.socket, memory: HostMemory, places: Sequen
 
 
 def _puller(connection: Connection, source: Source, memory: HostMemory, *, summed: bool) -> Side:
-    batch = max(1, min(connection.fetch_bytes, CHECKSUM_BATCH_BYTES) // memory.block_bytes)
+    batch = max(1, min(connection.fetch_bytes, CHECKSUM_BATCH_BYTES[memory.checksum_kind]) // memory.block_bytes)
 
     async def fetch(wants: Sequence[Want], gate: Gate) -> None:
         async with connection.slots:

@@ -14,7 +14,6 @@ import sys
 import threading
 
 from baton.ids import new_transfer_id
-from kvtransfer.checksum import pool_checksums
 from kvtransfer.gate import Gate, ReadPermit, ReadPermits
 from kvtransfer.memory import HostMemory
 from kvtransfer.transports.shm import shm_endpoint
@@ -42,7 +41,7 @@ def main(num_blocks: int, block_bytes: int, chunk: int) -> None:
         "tcp": server.endpoint().address.hex(),
         "bare": bare.getsockname()[1],
         "transfer_id": transfer_id.hex(),
-        "checksums": pool_checksums(memory, range(num_blocks)),
+        "checksums": memory.checksums(range(num_blocks)),
     }
     print(json.dumps(told), flush=True)
     sys.stdin.read()

@@ -59,9 +59,14 @@ class KVCache:
         """Fills a block with NaN, so that a test sees whoever reads it."""
         self.tensor[index].fill_(float("nan"))
 
+    @property
+    def blocks(self) -> Tensor:
+        """Their bytes, `[num_blocks, layout.block_bytes]` uint8: a view."""
+        return self.tensor.view(self.num_blocks, -1).view(torch.uint8)
+
     def bytes_of(self, index: int, count: int = 1) -> Tensor:
         """Those of neighbouring blocks, `[count * layout.block_bytes]` uint8: a view."""
-        return self.tensor[index : index + count].view(-1).view(torch.uint8)
+        return self.blocks[index : index + count].view(-1)
 
 
 def _swap_space(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

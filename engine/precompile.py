@@ -1,5 +1,5 @@
-"""Compiles what a model's steps launch on a GPU, on a machine that need not have one: for the image that workers start
-from.
+"""Compiles what a model's steps, and transfers of its blocks, launch on a GPU, on a machine that need not have one: for
+the image that workers start from.
 
 The steps themselves are taken, on tensors that have a shape and no values, and in the place of each launch its kernel
 is compiled. So what is compiled is what will be asked for, and Triton finds it in its cache.
@@ -20,6 +20,7 @@ from baton.layout import KVLayout
 from engine.device_runner import DeviceRunner
 from engine.kernels.gpu import launch, tuning
 from engine.kernels.gpu.attention import TritonAttention
+from engine.kernels.gpu.blocks import launch_all
 from engine.kernels.gpu.elementwise import TritonElementWise
 from engine.kernels.gpu.launch import Launch
 from engine.kernels.gpu.slot_sampler import SlotSampler
@@ -52,6 +53,7 @@ def precompile(
         runner.warm_up(_TOKENS)
         for done, total in runner.record():
             show(done, total)
+        launch_all(KVCache(layout, 1, _META).blocks)
     return len(compiled)
 
 

@@ -1,22 +1,36 @@
-"""The checksum by which a landed block is compared with the one that was sent."""
+"""The checksums by which a landed block is compared with the one that was sent."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from typing import Protocol
 
 import numpy as np
 import xxhash
 
-from kvtransfer.memory import PoolMemory
+from kvtransfer.nh import nh_checksum
 
 PIECE_BYTES = 1 << 20
 """What is received before it is summed: little enough to be in a cache still, enough for calls to cost little."""
 
 
-class Checksum:
-    """XXH3-64 over one block's bytes as they come, an unsigned 64-bit number. It guards against mishaps, not against
-    forgery."""
+class ChecksumKind(Enum):
+    """Which checksum the blocks of a pool are sealed with: the one that whatever holds the pool computes fast. Each is
+    an unsigned 64-bit number and guards against mishaps, not against forgery."""
+
+    XXH3 = "XXH3"
+    """XXH3-64, of a pool in host memory."""
+    NH = "NH"
+    """Of a pool in device memory (baton/nh.py); of blocks of multiples of 8 bytes."""
+
+    def of(self, block: bytes | memoryview) -> int:
+        """Of a whole block that the host can read. XXH3 is as fast as memory, NH several times slower: for threads."""
+        return xxh3_checksum(block) if self is ChecksumKind.XXH3 else nh_checksum(block)
+
+
+class Xxh3:
+    """XXH3-64 over one block's bytes as they come."""
 
     def __init__(self) -> None:
         self._state = xxhash.xxh3_64()
@@ -28,14 +42,9 @@ class Checksum:
         return int(self._state.intdigest())
 
 
-def block_checksum(data: bytes | memoryview) -> int:
+def xxh3_checksum(data: bytes | memoryview) -> int:
     """Of a whole block at once."""
     return int(xxhash.xxh3_64_intdigest(data))
-
-
-def pool_checksums(memory: PoolMemory, indices: Sequence[int]) -> list[int]:
-    """Checksums of the blocks at `indices`, in their order. Reads the memory: for threads, inside a gate."""
-    return [block_checksum(memory.read(index)) for index in indices]
 
 
 class Copier(Protocol):
@@ -50,8 +59,8 @@ class Copier(Protocol):
         *,
         summed: bool,
     ) -> list[int]:
-        """Copies blocks from the first place, in `source`, to the second, in `target`. Returns the checksum of each as
-        it was written; without `summed`, nothing."""
+        """Copies blocks from the first place, in `source`, to the second, in `target`. Returns the XXH3 checksum of
+        each as it was written; without `summed`, nothing."""
 
 
 def copy_blocks(
@@ -63,5 +72,5 @@ def copy_blocks(
         block = slice(second * block_bytes, (second + 1) * block_bytes)
         np.copyto(into[block], data[first * block_bytes : (first + 1) * block_bytes])
         if summed:
-            sums.append(block_checksum(target[block]))  # in a cache still, if only the one that cores share
+            sums.append(xxh3_checksum(target[block]))  # in a cache still, if only the one that cores share
     return sums

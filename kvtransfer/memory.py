@@ -16,9 +16,11 @@ import secrets
 import stat
 import struct
 import threading
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from baton.errors import InternalError, TransferRefused
+from kvtransfer.checksum import ChecksumKind, xxh3_checksum
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +70,8 @@ class PoolShape(NamedTuple):
 class PoolMemory(Protocol):
     """A pool's bytes. Methods may be called from any thread; they check bounds and never wait for the network.
 
-    On a CPU this is `HostMemory`. A pool in device memory brings its own, which copies through host memory.
+    On a CPU this is `HostMemory`. A pool in device memory brings its own, which copies through host memory and sums
+    on the device.
     """
 
     @property
@@ -88,6 +91,14 @@ class PoolMemory(Protocol):
 
     def write(self, index: int, data: memoryview) -> None:
         """Fills the neighbouring blocks from `index` on; `data` holds one or more whole blocks."""
+
+    @property
+    def checksum_kind(self) -> ChecksumKind:
+        """Of the checksums by which its blocks are compared."""
+
+    def checksums(self, indices: Sequence[int]) -> list[int]:
+        """Of the blocks at `indices`, in their order, by the memory's own kind. Reads all of their bytes, where they
+        are: for threads, inside a gate."""
 
 
 class HostMemory:
@@ -219,6 +230,13 @@ class HostMemory:
         if rest or not count:
             raise InternalError(f"{len(data)} bytes are not whole blocks of {self._block_bytes}")
         self.view(index, count)[:] = data
+
+    @property
+    def checksum_kind(self) -> ChecksumKind:
+        return ChecksumKind.XXH3
+
+    def checksums(self, indices: Sequence[int]) -> list[int]:
+        return [xxh3_checksum(self.view(index)) for index in indices]
 
     def close(self) -> None:
         """Lets no new process attach. The memory itself stays mapped until the last view or tensor of it is gone:

@@ -23,7 +23,7 @@ from baton.errors import InternalError
 from baton.ids import AttemptId, BlockRef, Incarnation, TransferId, WorkerId, new_transfer_id
 from baton.layout import KVLayout, mismatch
 from baton.metrics import TransferMetrics
-from kvtransfer.checksum import pool_checksums
+from kvtransfer.checksum import ChecksumKind
 from kvtransfer.counting import count_state
 from kvtransfer.gate import Gate, ReadPermit, ReadPermits
 from kvtransfer.lifetimes import SOURCE, Lifetime, SourceState
@@ -33,8 +33,9 @@ from kvtransfer.ticket import MAX_BLOCKS, Ticket
 
 log = logging.getLogger(__name__)
 
-CHECKSUM_BATCH_BYTES = 16 << 20
-"""Announced together at most: a puller can begin with these while the next are summed."""
+CHECKSUM_BATCH_BYTES = {ChecksumKind.XXH3: 16 << 20, ChecksumKind.NH: 128 << 20}
+"""Announced together at most: a puller can begin with these while the next are summed. A device sums so many in less
+time than it takes to ask it."""
 _MAX_TOMBSTONES = 4096
 _MAX_REAP_SECONDS = 0.25
 
@@ -128,7 +129,7 @@ class SourceLedger:
         self._count = partial(count_state, metrics)
         self._idle = asyncio.Event()
         self._idle.set()
-        self._batch = max(1, CHECKSUM_BATCH_BYTES // memory.block_bytes)
+        self._batch = max(1, CHECKSUM_BATCH_BYTES[memory.checksum_kind] // memory.block_bytes)
 
     # --- the engine's side
 
@@ -148,6 +149,7 @@ class SourceLedger:
             lease_seconds=self.lease_seconds,
             num_tokens=num_tokens,
             id=id,
+            checksum_kind=self._memory.checksum_kind,
         )
         offered = _Offered(ticket, Lifetime(SOURCE, SourceState.OFFERED, self._count), self._new_deadline())
         self._sets[ticket.transfer_id] = self._by_attempt[id] = offered
@@ -276,7 +278,7 @@ class SourceLedger:
 
     def _sum(self, gate: Gate, blocks: Sequence[int]) -> list[int] | None:
         with gate.passing() as admitted:
-            return pool_checksums(self._memory, blocks) if admitted else None
+            return self._memory.checksums(blocks) if admitted else None
 
     # --- ends
 

@@ -21,7 +21,9 @@ from baton.ids import (
     WorkerId,
 )
 from baton.layout import KVLayout
+from baton.nh import PAIR_BYTES
 from baton.v1 import transfer_pb2 as pb
+from kvtransfer.checksum import ChecksumKind
 
 TRANSFER_ID_BYTES = 16
 FINGERPRINT_BYTES = 16
@@ -30,6 +32,8 @@ MAX_ADDRESS = 512
 MAX_WORKER_ID = 256
 MAX_REQUEST_ID = 256
 MAX_LEASE_SECONDS = 3600.0
+_ON_THE_WIRE = {ChecksumKind.XXH3: pb.CHECKSUM_KIND_XXH3, ChecksumKind.NH: pb.CHECKSUM_KIND_NH}
+_FROM_THE_WIRE = {pb.CHECKSUM_KIND_UNSPECIFIED: ChecksumKind.XXH3} | {on: kind for kind, on in _ON_THE_WIRE.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class Ticket:
     lease_seconds: float
     num_tokens: int
     id: AttemptId
+    checksum_kind: ChecksumKind
+    """By which the blocks will be announced."""
 
     @classmethod
     def from_proto(cls, message: pb.Ticket) -> Ticket:
@@ -70,6 +76,12 @@ class Ticket:
             raise _wrong("number of blocks", len(message.blocks), f"between 1 and {MAX_BLOCKS}")
         if message.num_tokens < len(message.blocks):
             raise _wrong("num_tokens", message.num_tokens, f"at least one a block, {len(message.blocks)}")
+        checksum_kind = _FROM_THE_WIRE.get(message.checksum_kind)
+        if checksum_kind is None:
+            known = " or ".join(f"{on} ({kind.value})" for kind, on in _ON_THE_WIRE.items())
+            raise _wrong("checksum_kind", message.checksum_kind, known)
+        if checksum_kind is ChecksumKind.NH and layout.block_bytes % PAIR_BYTES:
+            raise _wrong("checksum_kind", "NH", f"XXH3 for blocks of {layout.block_bytes} bytes")
         blocks = tuple(
             BlockRef(BlockIndex(b.index), Generation(b.generation), BlockHash(b.hash)) for b in message.blocks
         )
@@ -87,6 +99,7 @@ class Ticket:
             lease_seconds=lease_seconds,
             num_tokens=message.num_tokens,
             id=AttemptId(message.request_id, message.attempt),
+            checksum_kind=checksum_kind,
         )
 
     def to_proto(self) -> pb.Ticket:
@@ -102,6 +115,7 @@ class Ticket:
             num_tokens=self.num_tokens,
             request_id=self.id.request_id,
             attempt=self.id.attempt,
+            checksum_kind=_ON_THE_WIRE[self.checksum_kind],
         )
 
 

@@ -7,10 +7,11 @@ device's, the memory is reached by reading and writing whole blocks alone, so th
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from baton.ids import BlockIndex
 from baton.layout import KVLayout
+from kvtransfer.checksum import ChecksumKind
 from sim.model import mix
 
 _POISON = 0xBAD0BAD0BAD0BAD0
@@ -55,6 +56,13 @@ class SimMemory:
     def write(self, index: int, data: memoryview) -> None:
         self._guard(index)
         self.fill(index, data)
+
+    @property
+    def checksum_kind(self) -> ChecksumKind:
+        return ChecksumKind.XXH3
+
+    def checksums(self, indices: Sequence[int]) -> list[int]:
+        return [self.checksum_kind.of(self.read(index)) for index in indices]
 
     def fill(self, index: int, data: memoryview) -> None:
         """A write of the worker's own."""

@@ -19,6 +19,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ChecksumKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChecksumKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChecksumKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHECKSUM_KIND_UNSPECIFIED: _ChecksumKind.ValueType  # 0
+    """XXH3-64: of sources that know of no other."""
+    CHECKSUM_KIND_XXH3: _ChecksumKind.ValueType  # 1
+    """XXH3-64 over the block's bytes; of pools in host memory."""
+    CHECKSUM_KIND_NH: _ChecksumKind.ValueType  # 2
+    """NH with keys fixed by the position, mixed to 64 bits (baton/nh.py); of pools in device memory. Only for blocks of
+    multiples of 8 bytes.
+    """
+
+class ChecksumKind(_ChecksumKind, metaclass=_ChecksumKindEnumTypeWrapper):
+    """What a block's checksum is: the source's pool decides."""
+
+CHECKSUM_KIND_UNSPECIFIED: ChecksumKind.ValueType  # 0
+"""XXH3-64: of sources that know of no other."""
+CHECKSUM_KIND_XXH3: ChecksumKind.ValueType  # 1
+"""XXH3-64 over the block's bytes; of pools in host memory."""
+CHECKSUM_KIND_NH: ChecksumKind.ValueType  # 2
+"""NH with keys fixed by the position, mixed to 64 bits (baton/nh.py); of pools in device memory. Only for blocks of
+multiples of 8 bytes.
+"""
+Global___ChecksumKind: _TypeAlias = ChecksumKind  # noqa: Y015
+
 class _RefusalReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -81,6 +109,7 @@ class Ticket(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     LAYOUT_FIELD_NUMBER: _builtins.int
+    CHECKSUM_KIND_FIELD_NUMBER: _builtins.int
     transfer_id: _builtins.bytes
     """16 random bytes; who knows them may pull the set."""
     worker_id: _builtins.str
@@ -94,6 +123,8 @@ class Ticket(_message.Message):
     """Tokens that the blocks hold; the last block may be part full."""
     request_id: _builtins.str
     attempt: _builtins.int
+    checksum_kind: Global___ChecksumKind.ValueType
+    """Of the checksums by which the blocks will be announced."""
     @_builtins.property
     def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TicketBlock]:
         """In the order of the prompt."""
@@ -116,10 +147,11 @@ class Ticket(_message.Message):
         request_id: _builtins.str = ...,
         attempt: _builtins.int = ...,
         layout: Global___Layout | None = ...,
+        checksum_kind: Global___ChecksumKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attempt", b"attempt", "blocks", b"blocks", "incarnation", b"incarnation", "layout", b"layout", "layout_fingerprint", b"layout_fingerprint", "lease_ms", b"lease_ms", "num_tokens", b"num_tokens", "request_id", b"request_id", "transfer_id", b"transfer_id", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attempt", b"attempt", "blocks", b"blocks", "checksum_kind", b"checksum_kind", "incarnation", b"incarnation", "layout", b"layout", "layout_fingerprint", b"layout_fingerprint", "lease_ms", b"lease_ms", "num_tokens", b"num_tokens", "request_id", b"request_id", "transfer_id", b"transfer_id", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -580,7 +612,7 @@ class SealedBlock(_message.Message):
     position: _builtins.int
     """Position in the ticket."""
     checksum: _builtins.int
-    """XXH3-64 over the block's bytes."""
+    """Of the block's bytes, of the kind that the ticket says."""
     def __init__(
         self,
         *,

@@ -64,7 +64,7 @@ def main() -> int:
         take("kernels", kernels.decode_attention(peaks))
         take("kernels", kernels.prefill_attention(peaks))
     if "moves" in asked.parts:
-        take("kernels", kernels.moves(copies))
+        take("kernels", kernels.moves(peaks, copies))
     _free()
     for shape in asked.shapes:
         found = _of_shape(shape, asked.parts, peaks, device, asked.rounds)

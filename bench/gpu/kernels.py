@@ -18,7 +18,7 @@ from bench.gpu.timing import milliseconds, queued
 from bench.roofline import Peaks
 from engine.attention import Span
 from engine.kernels.gpu.attention import TritonAttention
-from engine.kernels.gpu.blocks import gather_blocks, scatter_blocks
+from engine.kernels.gpu.blocks import copy_blocks, gather_blocks, scatter_blocks, sum_blocks
 from engine.kv_cache import KVCache
 
 _BLOCK_SIZE = 16
@@ -79,13 +79,14 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Callable[[], Tensor]:
 
 
 @torch.inference_mode()
-def moves(copy_bytes_per_second: float) -> Iterator[Figure]:
-    """Blocks of 2 MiB between the pool and a staging buffer, with checksums; bytes read and bytes written count."""
+def moves(peaks: Peaks, copy_bytes_per_second: float) -> Iterator[Figure]:
+    """Blocks of 2 MiB between the pool and a staging buffer, and within the pool, with checksums; bytes read and bytes
+    written count. Then checksums alone."""
     layout = _layout(_SPEC.num_layers)
-    pool = KVCache(layout, 2 * _MOVED_BLOCKS, "cuda").tensor
-    pool.normal_()
-    blocks = pool.view(len(pool), -1).view(torch.uint8)
-    indices = torch.randperm(len(blocks), device="cuda")[:_MOVED_BLOCKS].to(torch.int32)
+    cache = KVCache(layout, 2 * _MOVED_BLOCKS, "cuda")
+    cache.tensor.normal_()
+    blocks = cache.blocks
+    indices, others = torch.randperm(len(blocks), device="cuda").split(_MOVED_BLOCKS)
     staged = torch.empty((_MOVED_BLOCKS, layout.block_bytes), dtype=torch.uint8, device="cuda")
     checksums = torch.zeros(_MOVED_BLOCKS, dtype=torch.int64, device="cuda")
     bound = 1e3 * 2 * staged.nbytes / copy_bytes_per_second
@@ -94,6 +95,10 @@ def moves(copy_bytes_per_second: float) -> Iterator[Figure]:
     yield _figure("block gather with checksum", case, "baton", gathered, bound)
     scattered = milliseconds([lambda: scatter_blocks(staged, indices, blocks, checksums)])
     yield _figure("block scatter with checksum", case, "baton", scattered, bound)
+    copied = milliseconds([lambda: copy_blocks(blocks, indices, blocks, others, checksums)])
+    yield _figure("block copy from pool to pool with checksum", case, "baton", copied, bound)
+    summed = milliseconds([lambda: sum_blocks(blocks, indices, checksums)])
+    yield _figure("block checksum", case, "baton", summed, 1e3 * staged.nbytes / peaks.read_bytes_per_second)
 
 
 @torch.inference_mode()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine.attention import Attention, BlockTables
 from engine.elementwise import ElementWise
@@ -29,6 +30,14 @@ class DeviceKernels:
 
     attention: Any
     sampler: Any
+
+
+@dataclass(frozen=True, slots=True)
+class BlockKernels:
+    """What moves a pool's blocks within a device, with their checksums: see engine/kernels/gpu/blocks.py."""
+
+    copy: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
+    sum: Callable[[Tensor, Tensor, Tensor], None]
 
 
 def choose_attention(cache: KVCache, block_tables: BlockTables, windows: Sequence[int | None]) -> Attention:
@@ -81,6 +90,21 @@ def device_kernels(cache: KVCache, slots: Slots, spec: ModelSpec, eos_token_ids:
         TritonAttention(cache, slots.block_tables, spec.num_heads),
         SlotSampler(eos_token_ids, len(slots.block_tables) + 1, cache.device),
     )
+
+
+def block_kernels(cache: KVCache) -> BlockKernels | None:
+    """Triton's, for a pool on a GPU, compiled; None, with a warning, where they can't serve it."""
+    try:
+        from engine.kernels.gpu.blocks import copy_blocks, launch_all, sum_blocks
+
+        launch_all(cache.blocks)
+        torch.cuda.synchronize(cache.device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of Triton, its compiler or the driver: each has a tree of its own
+        warn_of_torch(cache.device, error)
+        return None
+    return BlockKernels(copy_blocks, sum_blocks)
 
 
 def _on_gpu(

@@ -8,13 +8,13 @@ every write, so that the gate knows whether a writer may still come.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
 from baton.ids import TransferId
-from kvtransfer.checksum import block_checksum
 from kvtransfer.gate import Gate
+from kvtransfer.memory import PoolMemory
 
 MAX_ADDRESS_BYTES = 4096
 MAX_FETCH_BLOCKS = 4096
@@ -38,7 +38,8 @@ class Want(NamedTuple):
     destination: int
     """Place in this worker's pool."""
     checksum: int | None = None
-    """What its bytes must sum up to where they land (kvtransfer.checksum); None: whoever fetches does not ask."""
+    """What its bytes must sum up to where they land, by that memory's own kind of checksum; None: whoever fetches does
+    not ask."""
 
 
 class Fetched(Enum):
@@ -46,8 +47,8 @@ class Fetched(Enum):
 
     LANDED = "landed"
     """Its bytes are in place, were of the right generation throughout, and have the checksum that was asked for, if one
-    was. They are summed by the thread that landed them, piece by piece, while they are in its cache: later they would
-    have to come from memory once more."""
+    was. Where a host lands them they are summed by the thread that does, piece by piece, while they are in its cache:
+    later they would have to come from memory once more. A device sums them where they are."""
     STALE = "stale"
     """The source's block has another generation by now; what landed is worthless."""
     DAMAGED = "damaged"
@@ -85,9 +86,33 @@ class Connection(Protocol):
         """Lets go of the source. Fetches under way end with PeerLost or run out."""
 
 
-def right(want: Want, block: memoryview) -> bool:
-    """Whether `block`, all of its bytes as they landed, has the checksum that is wanted."""
-    return want.checksum is None or block_checksum(block) == want.checksum
+def fetched(want: Want, before: int, after: int, is_right: bool) -> Fetched:
+    """Of a block whose generation was looked up before and behind its bytes."""
+    if not before == after == want.generation:
+        return Fetched.STALE
+    return Fetched.LANDED if is_right else Fetched.DAMAGED
+
+
+def right(want: Want, checksum: int) -> bool:
+    """Whether a block that landed with this checksum is what is wanted."""
+    return want.checksum in (None, checksum)
+
+
+def copied_right(copy: Callable[..., list[int]], wants: Sequence[Want]) -> list[bool]:
+    """Lets `copy` (which takes pairs of places and `summed`, and returns checksums, as a Copier does) land the blocks.
+    Which of them have the checksum that is wanted."""
+    summed = any(want.checksum is not None for want in wants)
+    sums = copy([(want.source, want.destination) for want in wants], summed=summed)
+    if not summed:
+        return [True] * len(wants)
+    return [right(want, checksum) for want, checksum in zip(wants, sums, strict=True)]
+
+
+def landed_right(memory: PoolMemory, wants: Sequence[Want]) -> list[bool]:
+    """Which of the blocks, as they lie in `memory` now, have the checksum that is wanted."""
+    asked = [want.destination for want in wants if want.checksum is not None]
+    sums = dict(zip(asked, memory.checksums(asked), strict=True)) if asked else {}
+    return [want.checksum is None or sums[want.destination] == want.checksum for want in wants]
 
 
 def runs(pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
@@ -100,10 +125,3 @@ def runs(pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
                 continue
         yield *pairs[start], at - start
         start = at
-
-
-def split(pieces: Iterable[memoryview], block_bytes: int) -> Iterator[memoryview]:
-    """The blocks of pieces that each hold some, one behind the other."""
-    for piece in pieces:
-        for start in range(0, len(piece), block_bytes):
-            yield piece[start : start + block_bytes]

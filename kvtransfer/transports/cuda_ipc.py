@@ -22,7 +22,7 @@ from baton.errors import TransferRefused
 from baton.ids import TransferId
 from kvtransfer.gate import Gate
 from kvtransfer.memory import HostMemory, PoolMemory, PoolShape
-from kvtransfer.transports.base import Endpoint, Fetched, Want, right
+from kvtransfer.transports.base import Endpoint, Fetched, Want, copied_right, fetched
 from kvtransfer.transports.shm import Neighbour, shm_endpoint
 
 NAME = "cuda_ipc"
@@ -49,8 +49,9 @@ class PeerBlocks(ABC):
     """Another process's pool, mapped here."""
 
     @abstractmethod
-    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copies blocks from the first place, in its pool, to the second, in ours. When it returns, they are there."""
+    def copy(self, pairs: Sequence[tuple[int, int]], *, summed: bool) -> list[int]:
+        """Copies blocks from the first place, in its pool, to the second, in ours. When it returns, they are there.
+        Returns the checksum of each as it was written, by our pool's kind; without `summed`, nothing."""
 
     @abstractmethod
     def close(self) -> None:
@@ -157,19 +158,12 @@ class CudaIpcConnection:
                 if not admitted:
                     raise TransferRefused("the landing was given up")
                 before = [self._source.memory.generation(want.source) for want in group]
-                blocks.copy([(want.source, want.destination) for want in group])
+                good = copied_right(blocks.copy, group)
                 after = [self._source.memory.generation(want.source) for want in group]
-                results += map(self._fetched, group, before, after)
+                results += map(fetched, group, before, after, good)
         return results
 
     def _groups(self, wants: Sequence[Want]) -> Iterator[Sequence[Want]]:
         most = max(1, COPY_BYTES // self._memory.block_bytes)
         for start in range(0, len(wants), most):
             yield wants[start : start + most]
-
-    def _fetched(self, want: Want, before: int, after: int) -> Fetched:
-        if not before == after == want.generation:
-            return Fetched.STALE
-        if want.checksum is None:
-            return Fetched.LANDED
-        return Fetched.LANDED if right(want, self._memory.read(want.destination)) else Fetched.DAMAGED

@@ -16,7 +16,7 @@ from baton.errors import PeerLost, TransferRefused
 from baton.ids import TransferId
 from kvtransfer.gate import Gate, ReadPermit, ReadPermits
 from kvtransfer.memory import PoolMemory
-from kvtransfer.transports.base import Endpoint, Fetched, Want, right
+from kvtransfer.transports.base import Endpoint, Fetched, Want, landed_right
 
 NAME = "fake"
 _FETCHES = 4  # at once
@@ -178,12 +178,10 @@ class FakeConnection:
                 if admitted:
                     await network.sleep(network.random.uniform(0, faults.delay))
                     self._memory.write(want.destination, memoryview(data))
-        return [
-            Fetched.DAMAGED
-            if result is Fetched.LANDED and not right(want, self._memory.read(want.destination))
-            else result
-            for want, result in zip(wants, results, strict=True)
-        ]
+        landed = [at for at, result in enumerate(results) if result is Fetched.LANDED]
+        for at, good in zip(landed, landed_right(self._memory, [wants[at] for at in landed]), strict=True):
+            results[at] = Fetched.LANDED if good else Fetched.DAMAGED
+        return results
 
     async def close(self) -> None:
         self._closed = True

@@ -21,7 +21,7 @@ from baton.errors import ConfigError, PeerLost, TransferRefused
 from baton.ids import TransferId
 from kvtransfer.gate import Gate
 from kvtransfer.memory import GENERATION_BYTES, NONCE_BYTES, HostMemory, PoolMemory
-from kvtransfer.transports.base import Fetched, Want, right
+from kvtransfer.transports.base import Fetched, Want, fetched, landed_right
 from kvtransfer.transports.nixl_agent import NAME, NixlAgent, NixlFailed, Piece
 from kvtransfer.transports.nixl_source import NixlPeer
 
@@ -163,10 +163,7 @@ class NixlConnection:
                 raise TransferRefused("the landing was given up")
             good += self._land(wants[start : start + most])
         after = self._generations(wants)
-        return [
-            (Fetched.LANDED if is_good else Fetched.DAMAGED) if b == a == want.generation else Fetched.STALE
-            for want, b, a, is_good in zip(wants, before, after, good, strict=True)
-        ]
+        return list(map(fetched, wants, before, after, good))
 
     def _generations(self, wants: Sequence[Want]) -> Sequence[int]:
         """The present ones of these blocks, of the pool that was offered and of no other."""
@@ -189,14 +186,13 @@ class NixlConnection:
         if isinstance(memory, HostMemory):
             local = [memory.block_address(want.destination) for want in wants]
             self._wait_for([Piece(to, of, size) for to, of in zip(local, remote, strict=True)])
-            return [right(want, memory.read(want.destination)) for want in wants]
+            return landed_right(memory, wants)
         with self._agent.lend(size * len(wants)) as scratch:
             local = [scratch.address + size * at for at in range(len(wants))]
             self._wait_for([Piece(to, of, size) for to, of in zip(local, remote, strict=True)])
-        blocks = [scratch.view[size * at : size * (at + 1)] for at in range(len(wants))]
-        for want, block in zip(wants, blocks, strict=True):
-            memory.write(want.destination, block)
-        return [right(want, block) for want, block in zip(wants, blocks, strict=True)]
+        for at, want in enumerate(wants):
+            memory.write(want.destination, scratch.view[size * at : size * (at + 1)])
+        return landed_right(memory, wants)
 
     def _wait_for(self, pieces: Sequence[Piece]) -> None:
         self._agent.read(pieces, self._seconds, lambda: self._lost)

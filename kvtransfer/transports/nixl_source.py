@@ -13,7 +13,7 @@ import struct
 from typing import NamedTuple
 
 from baton.errors import ConfigError, TransferRefused
-from kvtransfer.checksum import block_checksum
+from kvtransfer.checksum import xxh3_checksum
 from kvtransfer.memory import HostMemory, PoolShape
 from kvtransfer.transports.base import MAX_ADDRESS_BYTES, Endpoint
 from kvtransfer.transports.nixl_agent import NAME, NixlAgent, NixlFailed
@@ -82,5 +82,5 @@ class NixlPeer(NamedTuple):
 
     def pack(self) -> bytes:
         head = (_VERSION, self.address, *self.shape, self.nonce)
-        checksum = block_checksum(_ADDRESS.pack(*head, 0) + self.metadata)
+        checksum = xxh3_checksum(_ADDRESS.pack(*head, 0) + self.metadata)
         return _ADDRESS.pack(*head, checksum) + self.metadata

@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 
 from baton.errors import TransferRefused
@@ -18,7 +19,7 @@ from baton.ids import TransferId
 from kvtransfer.checksum import Copier, copy_blocks
 from kvtransfer.gate import Gate
 from kvtransfer.memory import HostMemory, PoolMemory
-from kvtransfer.transports.base import Endpoint, Fetched, Want, right, runs, split
+from kvtransfer.transports.base import Endpoint, Fetched, Want, copied_right, fetched, landed_right, runs
 
 NAME = "shm"
 _ADDRESS = struct.Struct("<HxxIII16s16s")  # version, pid, fd, uid, boot id, nonce
@@ -111,30 +112,17 @@ class ShmConnection:
                 before = [source.generation(want.source) for want in group]
                 good = self._copy_group(source, group)
                 after = [source.generation(want.source) for want in group]
-            results += map(_fetched, group, before, after, good)
+            results += map(fetched, group, before, after, good)
         return results
 
     def _copy_group(self, source: HostMemory, wants: Sequence[Want]) -> Sequence[bool]:
         """Which of them have landed with the checksum that is wanted."""
-        pairs = [(want.source, want.destination) for want in wants]
         if isinstance(self._memory, HostMemory):
-            summed = any(want.checksum is not None for want in wants)
-            sums = self._copier(source.blocks, self._memory.blocks, source.block_bytes, pairs, summed=summed)
-            if not summed:
-                return [True] * len(wants)
-            return [want.checksum in (None, checksum) for want, checksum in zip(wants, sums, strict=True)]
-        staged = [bytearray(source.view(first, count)) for first, _, count in runs(pairs)]
-        for (_, destination, _), data in zip(runs(pairs), staged, strict=True):
-            self._memory.write(destination, memoryview(data))
-        # What was written is summed, whatever the source makes of its own meanwhile.
-        blocks = split(map(memoryview, staged), source.block_bytes)
-        return [right(want, block) for want, block in zip(wants, blocks, strict=True)]
-
-
-def _fetched(want: Want, before: int, after: int, good: bool) -> Fetched:
-    if not before == after == want.generation:
-        return Fetched.STALE
-    return Fetched.LANDED if good else Fetched.DAMAGED
+            return copied_right(partial(self._copier, source.blocks, self._memory.blocks, source.block_bytes), wants)
+        pairs = [(want.source, want.destination) for want in wants]
+        for first, destination, count in runs(pairs):
+            self._memory.write(destination, source.view(first, count))
+        return landed_right(self._memory, wants)
 
 
 def _boot_id() -> bytes:

@@ -16,11 +16,11 @@ from concurrent.futures import Executor
 
 from baton.errors import PeerLost, TransferRefused
 from baton.ids import TransferId
-from kvtransfer.checksum import PIECE_BYTES, Checksum
+from kvtransfer.checksum import PIECE_BYTES, Xxh3
 from kvtransfer.gate import Gate
 from kvtransfer.memory import PoolMemory
 from kvtransfer.transports import frames
-from kvtransfer.transports.base import Fetched, Want, right
+from kvtransfer.transports.base import Fetched, Want, landed_right, right
 from kvtransfer.transports.frames import BlockStatus, FrameError, ReplyStatus
 from kvtransfer.transports.sockets import MAX_BUFFERS, receive, receive_bytes, send
 from kvtransfer.transports.tcp_server import NAME
@@ -149,14 +149,15 @@ class TcpConnection:
         before = frames.parse_statuses(self._receive(sock, len(wants)))
         coming = [at for at, status in enumerate(before) if status is BlockStatus.SENT]
         results = [_FETCHED[status] for status in before]
-        most = max(1, min(PIECE_BYTES // self._memory.block_bytes, MAX_BUFFERS))
+        good, most = list[bool](), max(1, min(PIECE_BYTES // self._memory.block_bytes, MAX_BUFFERS))
         for start in range(0, len(coming), most):
             if gate.closed:
                 raise TransferRefused("the landing was given up")
-            group = coming[start : start + most]
-            for at, whole in zip(group, self._land_group(sock, [wants[at] for at in group]), strict=True):
-                results[at] = Fetched.LANDED if whole else Fetched.DAMAGED
+            good += self._land_group(sock, [wants[at] for at in coming[start : start + most]])
         after = frames.parse_statuses(self._receive(sock, len(wants)))
+        good = good or landed_right(self._memory, [wants[at] for at in coming])
+        for at, whole in zip(coming, good, strict=True):
+            results[at] = Fetched.LANDED if whole else Fetched.DAMAGED
         return [
             result if status is BlockStatus.SENT else _FETCHED[max(b, status)]
             for result, b, status in zip(results, before, after, strict=True)
@@ -164,24 +165,22 @@ class TcpConnection:
 
     def _land_group(self, sock: socket.socket, wants: Sequence[Want]) -> list[bool]:
         """Receives blocks that together are about a piece, or one that is larger. Which of them have the checksum that
-        is wanted."""
+        is wanted, summed while a cache has them; nothing of a pool that the host can't reach, which is asked once a
+        fetch."""
         deadline = time.monotonic() + self._block_seconds
         views = [self._memory.view(want.destination) for want in wants]
         blocks = [memoryview(bytearray(self._memory.block_bytes)) if view is None else view for view in views]
-        if self._memory.block_bytes > PIECE_BYTES:
-            checksum = self._receive_large(sock, blocks[0], deadline)
-            good = [wants[0].checksum in (None, checksum)]
-        else:
-            receive(sock, blocks, deadline)
-            good = [right(want, block) for want, block in zip(wants, blocks, strict=True)]
-        for want, view, block in zip(wants, views, blocks, strict=True):
-            if view is None:
-                self._memory.write(want.destination, block)
-        return good
+        if self._memory.block_bytes > PIECE_BYTES and views[0] is not None:
+            return [right(wants[0], self._receive_large(sock, views[0], deadline))]
+        receive(sock, blocks, deadline)
+        staged = [(want, block) for want, view, block in zip(wants, views, blocks, strict=True) if view is None]
+        for want, block in staged:
+            self._memory.write(want.destination, block)
+        return [] if staged else landed_right(self._memory, wants)
 
     def _receive_large(self, sock: socket.socket, block: memoryview, deadline: float) -> int:
-        """Piece by piece. The block's checksum."""
-        checksum = Checksum()
+        """Of a pool in host memory, piece by piece. The block's checksum."""
+        checksum = Xxh3()
         for start in range(0, len(block), PIECE_BYTES):
             piece = block[start : start + PIECE_BYTES]
             receive(sock, [piece], deadline)

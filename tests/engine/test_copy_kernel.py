@@ -9,7 +9,7 @@ import pytest
 
 from engine.kernels.cpu.copy import BlockCopier
 from engine.kernels.cpu.library import Isa, Kernel, load_kernel
-from kvtransfer.checksum import block_checksum, copy_blocks
+from kvtransfer.checksum import copy_blocks, xxh3_checksum
 from kvtransfer.memory import HostMemory
 from worker.copying import block_copier
 
@@ -35,7 +35,7 @@ def test_blocks_land_and_are_summed_as_the_library_does_it(isa: Isa, size: int) 
     pairs = [(0, 3), (3, 0), (1, 1), (4, 2)]
     sums = BlockCopier(kernel(isa))(source, target, size, pairs, summed=True)
     assert sums == copy_blocks(source, expected, size, pairs, summed=True)
-    assert sums == [block_checksum(source[s * size : (s + 1) * size]) for s, _ in pairs]
+    assert sums == [xxh3_checksum(source[s * size : (s + 1) * size]) for s, _ in pairs]
     assert target[: 5 * size] == expected  # and nothing behind the third block
     assert BlockCopier(kernel(isa))(source, target, size, [(4, 4)], summed=False) == []
     assert target[4 * size : 5 * size] == source[4 * size :]
@@ -44,7 +44,7 @@ def test_blocks_land_and_are_summed_as_the_library_does_it(isa: Isa, size: int) 
 @pytest.mark.parametrize("isa", [Isa.GENERIC, Isa.AVX2])
 def test_a_target_that_is_not_on_a_cache_line_is_right_too(isa: Isa) -> None:
     source, target = memoryview(bytearray(range(256)) * 16), memoryview(mmap.mmap(-1, 8192))[8 : 8 + 4096]
-    assert BlockCopier(kernel(isa))(source, target, 4096, [(0, 0)], summed=True) == [block_checksum(source)]
+    assert BlockCopier(kernel(isa))(source, target, 4096, [(0, 0)], summed=True) == [xxh3_checksum(source)]
     assert target == source
 
 
@@ -63,5 +63,5 @@ def test_what_is_too_short_for_it_goes_another_way_on_a_worker() -> None:
     with pytest.raises(AssertionError, match="blocks of 240 bytes; at least 241"):
         copier(short, whole, 240, [(0, 0)], summed=True)
     on_worker = block_copier(HostMemory.create(1, 4096))
-    assert on_worker(short, whole, 240, [(0, 0)], summed=True) == [block_checksum(short)]
+    assert on_worker(short, whole, 240, [(0, 0)], summed=True) == [xxh3_checksum(short)]
     assert whole == short

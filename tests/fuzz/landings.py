@@ -12,7 +12,6 @@ from google.protobuf.message import DecodeError
 from baton.errors import BatonError, HandoffFailed, TransferRefused
 from baton.ids import AttemptId
 from baton.v1 import transfer_pb2 as pb
-from kvtransfer.checksum import pool_checksums
 from kvtransfer.destination import Puller
 from kvtransfer.ticket import Ticket
 from kvtransfer.transports.shm import shm_endpoint
@@ -100,10 +99,11 @@ class LandingDoor:
             lease_seconds=5.0,
             num_tokens=BLOCKS * 16,
             id=self._id,
+            checksum_kind=rig.source.checksum_kind,
         )
         rig.ledger.abort(self._id)
         rig.terminal.clear()
-        sums = pool_checksums(rig.source, [int(b.index) for b in self._blocks])
+        sums = rig.source.checksums([int(b.index) for b in self._blocks])
         endpoint = shm_endpoint(rig.source)
         return ticket.to_proto(), [
             pb.PullResponse(claimed=pb.Claimed(

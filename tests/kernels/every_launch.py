@@ -24,7 +24,7 @@ from engine.kernels.gpu.aot import resources, signature_of
 from engine.kernels.gpu.attention_decode import DecodeScratch, attention_decode
 from engine.kernels.gpu.attention_prefill import SpanTensors, attention_prefill
 from engine.kernels.gpu.attention_prefill_hopper import attention_prefill_hopper
-from engine.kernels.gpu.blocks import gather_blocks, scatter_blocks
+from engine.kernels.gpu.blocks import copy_blocks, gather_blocks, scatter_blocks, sum_blocks
 from engine.kernels.gpu.counting import count_tokens
 from engine.kernels.gpu.elementwise import TritonElementWise
 from engine.kernels.gpu.launch import Launch
@@ -126,6 +126,8 @@ def _launch_others() -> None:
     indices, blocks = torch.zeros(2, dtype=torch.int32), torch.zeros(2, BLOCK_BYTES, dtype=torch.uint8)
     gather_blocks(blocks, indices, blocks, out)
     scatter_blocks(blocks, indices, blocks, out)
+    copy_blocks(blocks, out, blocks, out, out)
+    sum_blocks(blocks, out, out)
 
 
 def main() -> None:

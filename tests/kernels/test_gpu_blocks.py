@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from baton.layout import KVLayout
+from engine.kernels.choice import block_kernels
 from engine.kernels.gpu import blocks
-from engine.kernels.gpu.block_checksum import block_checksum_reference, keys
-from engine.kernels.gpu.blocks import gather_blocks, scatter_blocks
+from engine.kernels.gpu.blocks import copy_blocks, gather_blocks, launch_all, scatter_blocks, sum_blocks
+from engine.kv_cache import KVCache
+from kvtransfer.nh import keys, nh_checksum
 
-SIZES = [8, 24, 4096, 8 * blocks.TILE, 8 * blocks.TILE + 8, 8 * blocks.PART, 8 * (3 * blocks.PART + 77), 1 << 18]
+SIZES = [8, 24, 4096, 8 * blocks.TILE, 8 * blocks.TILE + 8, 8 * blocks.PART, 8 * (5 * blocks.PART + 77), 1 << 18]
 
 
 def random_blocks(device: torch.device, count: int, size: int, seed: int = 0) -> Tensor:
@@ -20,7 +23,7 @@ def random_blocks(device: torch.device, count: int, size: int, seed: int = 0) ->
 
 
 def checksums_of(rows: Tensor) -> list[int]:
-    return [block_checksum_reference(row.numpy().tobytes()) for row in rows.cpu()]
+    return [nh_checksum(row.numpy().tobytes()) for row in rows.cpu()]
 
 
 def unsigned(checksums: Tensor) -> list[int]:
@@ -52,10 +55,42 @@ def test_blocks_are_scattered_and_no_other_is_touched(device: torch.device, size
     assert unsigned(checksums) == checksums_of(data)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_blocks_go_from_pool_to_pool_with_the_references_checksums(device: torch.device, size: int) -> None:
+    source, target = random_blocks(device, 5, size), random_blocks(device, 4, size, seed=1)
+    before, expected = source.clone(), target.clone()
+    expected[[2, 0, 3]] = source[[4, 0, 4]]
+    sources, targets = (torch.tensor(places, device=device) for places in ([4, 0, 4], [2, 0, 3]))
+    checksums = torch.zeros(3, dtype=torch.int64, device=device)
+    copy_blocks(source, sources, target, targets, checksums)
+    assert torch.equal(target, expected)
+    assert torch.equal(source, before)
+    assert unsigned(checksums) == checksums_of(target[targets])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_blocks_are_summed_where_they_are(device: torch.device, size: int) -> None:
+    pool = random_blocks(device, 5, size)
+    before, indices = pool.clone(), torch.tensor([3, 3, 0, 4], device=device)
+    checksums = torch.zeros(4, dtype=torch.int64, device=device)
+    sum_blocks(pool, indices, checksums)
+    assert torch.equal(pool, before)
+    assert unsigned(checksums) == checksums_of(pool[indices])
+
+
+def test_what_is_launched_to_be_compiled_leaves_the_pool_as_it_is(device: torch.device) -> None:
+    pool = random_blocks(device, 2, 4096)
+    before = pool.clone()
+    launch_all(pool)
+    assert torch.equal(pool, before)
+
+
 def test_no_blocks_are_no_work(device: torch.device) -> None:
     pool, none = random_blocks(device, 2, 64), torch.empty(0, dtype=torch.int64, device=device)
     gather_blocks(pool, none, pool[:0], none)
     scatter_blocks(pool[:0], none, pool, none)
+    copy_blocks(pool, none, pool, none, none)
+    sum_blocks(pool, none, none)
 
 
 @pytest.mark.parametrize("size", [4, 12, 4097])
@@ -65,14 +100,14 @@ def test_other_than_multiples_of_8_bytes_are_refused_by_both(device: torch.devic
         with pytest.raises(ValueError, match=f"{size} bytes: .* multiples? of 8"):
             refused(pool, one, pool[:1].clone(), one)
     with pytest.raises(ValueError, match=f"{size} bytes: .* multiples of 8 bytes"):
-        block_checksum_reference(bytes(size))
+        nh_checksum(bytes(size))
 
 
 def test_the_definition_stays_what_it_is() -> None:
     """Both ends of a transfer have to agree on it."""
     assert keys(3).tolist() == [735127541, 957956239, 3956299635]
     known = {b"": 0, bytes(8): 7723668047449714963, bytes(range(16)): 8957585569097922265}
-    assert {data: block_checksum_reference(data) for data in known} == known
+    assert {data: nh_checksum(data) for data in known} == known
 
 
 def test_the_definition_is_what_its_docstring_says() -> None:
@@ -88,43 +123,49 @@ def test_the_definition_is_what_its_docstring_says() -> None:
     h = sum(keyed[i] * keyed[i + 1] for i in range(0, 30, 2)) % 2**64 ^ 0x9E3779B97F4A7C15 * 120 % 2**64
     for multiplier in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         h = (h ^ h >> 33) * multiplier % 2**64
-    assert block_checksum_reference(data) == h ^ h >> 33
+    assert nh_checksum(data) == h ^ h >> 33
 
 
 def test_no_two_of_a_blocks_single_bits_flipped_are_alike() -> None:
     for data in (bytes(512), b"\xff" * 512, random_blocks(torch.device("cpu"), 1, 512).numpy().tobytes()):
-        seen = {block_checksum_reference(data)}
+        seen = {nh_checksum(data)}
         for bit in range(8 * len(data)):
             flipped = bytearray(data)
             flipped[bit // 8] ^= 1 << bit % 8
-            seen.add(block_checksum_reference(flipped))
+            seen.add(nh_checksum(flipped))
         assert len(seen) == 8 * len(data) + 1
 
 
 @pytest.mark.parametrize("word_bytes", [1, 2, 4, 8, 64])
 def test_swapped_words_are_seen(word_bytes: int) -> None:
     words = random_blocks(torch.device("cpu"), 1, 2048)[0].numpy().reshape(-1, word_bytes)
-    original, swaps = block_checksum_reference(words.tobytes()), 0
+    original, swaps = nh_checksum(words.tobytes()), 0
     for one in range(0, len(words), max(1, len(words) // 20)):
         for other in range(one + 1, len(words), max(1, len(words) // 25)):
             swapped = words.copy()
             swapped[[one, other]] = words[[other, one]]
             if not np.array_equal(swapped, words):
                 swaps += 1
-                assert block_checksum_reference(swapped.tobytes()) != original
+                assert nh_checksum(swapped.tobytes()) != original
     assert swaps > 100
 
 
 def test_zeros_of_different_lengths_differ_as_do_shifted_blocks() -> None:
-    assert len({block_checksum_reference(bytes(size)) for size in range(0, 8192, 8)}) == 1024
+    assert len({nh_checksum(bytes(size)) for size in range(0, 8192, 8)}) == 1024
     data = random_blocks(torch.device("cpu"), 1, 4096)[0].numpy()
-    assert len({block_checksum_reference(np.roll(data, shift).tobytes()) for shift in range(4096)}) == 4096
+    assert len({nh_checksum(np.roll(data, shift).tobytes()) for shift in range(4096)}) == 4096
 
 
 def test_bits_of_the_checksum_are_evenly_used() -> None:
     checksums = checksums_of(random_blocks(torch.device("cpu"), 2000, 64))
     ones = [sum(checksum >> bit & 1 for checksum in checksums) for bit in range(64)]
     assert 850 < min(ones) <= max(ones) < 1150  # 6.7 standard deviations
+
+
+@pytest.mark.gpu
+def test_a_pool_of_other_than_multiples_of_8_bytes_goes_without_kernels() -> None:
+    assert block_kernels(KVCache(KVLayout(1, 1, 1, 2, "bfloat16", b"m"), 2, "cuda")) is not None
+    assert block_kernels(KVCache(KVLayout(1, 1, 1, 1, "bfloat16", b"m"), 2, "cuda")) is None
 
 
 @pytest.mark.gpu

@@ -15,9 +15,10 @@ from baton.ids import AttemptId, BlockIndex, BlockRef, Generation, Incarnation, 
 from baton.layout import KVLayout
 from baton.metrics import Metrics, TransferMetrics
 from baton.v1.transfer_pb2_grpc import add_TransferServicer_to_server
+from kvtransfer.checksum import ChecksumKind
 from kvtransfer.destination import OnVerified, Puller
 from kvtransfer.gate import ReadPermits
-from kvtransfer.memory import HostMemory
+from kvtransfer.memory import HostMemory, PoolMemory
 from kvtransfer.refusal import Refusals
 from kvtransfer.service import TransferService
 from kvtransfer.source import SourceLedger
@@ -28,6 +29,7 @@ from kvtransfer.transports.chooser import Connector
 from kvtransfer.transports.fake import FakeNetwork
 from kvtransfer.transports.offers import offer_memory
 from kvtransfer.transports.tcp_server import TcpServer
+from tests.kvtransfer.staged import StagedMemory
 from worker.unreadable import UnreadableAsEmpty
 
 LAYOUT = KVLayout(2, 2, 16, 8, "float32", b"m" * 16)  # 4 KiB a block
@@ -43,6 +45,11 @@ def pattern(index: int, generation: int) -> bytes:
 
 def make_pool(num_blocks: int = NUM_BLOCKS) -> HostMemory:
     return HostMemory.create(num_blocks, LAYOUT.block_bytes)
+
+
+def pool_of(memory: HostMemory, kind: ChecksumKind) -> PoolMemory:
+    """As a worker has it whose pool is of that kind."""
+    return memory if kind is ChecksumKind.XXH3 else StagedMemory(memory, kind=kind)
 
 
 def take(memory: HostMemory, indices: Sequence[int]) -> list[BlockRef]:
@@ -81,6 +88,8 @@ class Rig:
     source: HostMemory
     puller: Puller
     destination: HostMemory
+    pool: PoolMemory
+    """The destination, as its worker has it."""
     permits: ReadPermits
     connector: Connector
     address: str
@@ -133,14 +142,15 @@ async def make_source(
     claim_seconds: float = 5.0,
     name: str = "source",
     transport: str = "shm",
+    kind: ChecksumKind = ChecksumKind.XXH3,
 ) -> AsyncIterator[Source]:
-    permits = ReadPermits()
+    pool, permits = pool_of(memory, kind), ReadPermits()
     terminal: list[AttemptId] = []
     server = grpc.aio.server(interceptors=[UnreadableAsEmpty()])
     port = server.add_insecure_port("127.0.0.1:0")
     address = f"127.0.0.1:{port}"
     ledger = SourceLedger(
-        memory=memory,
+        memory=pool,
         layout=layout,
         worker_id=worker_id,
         address=address,
@@ -152,12 +162,12 @@ async def make_source(
         executor=threads.memory,
         permits=permits,
     )
-    data_server = TcpServer(memory, permits, send_seconds=1.0, request_seconds=1.0, refusals=Refusals(metrics))
+    data_server = TcpServer(pool, permits, send_seconds=1.0, request_seconds=1.0, refusals=Refusals(metrics))
     closers: list[Callable[[], None]] = []
     endpoints: list[Endpoint] = [
-        *offer_memory(memory, ("shm", transport), closers.append),
+        *offer_memory(pool, ("shm", "tcp", transport), closers.append),
         data_server.endpoint(),
-        network.add(name, memory, permits).endpoint(),
+        network.add(name, pool, permits).endpoint(),
     ]
     service = TransferService(ledger, lambda: endpoints, metrics, claim_seconds=claim_seconds)
     add_TransferServicer_to_server(service, server)
@@ -183,14 +193,16 @@ async def make_rig(
     layout: KVLayout = LAYOUT,
     claim_seconds: float = 5.0,
     on_verified: OnVerified | None = None,
+    kinds: tuple[ChecksumKind, ChecksumKind] = (ChecksumKind.XXH3, ChecksumKind.XXH3),
 ) -> AsyncIterator[Rig]:
-    """`layout` is the puller's; the source's is LAYOUT."""
+    """`layout` is the puller's; the source's is LAYOUT. `kinds`: the source's, and the puller's."""
     memory, destination = make_pool(), HostMemory.create(NUM_BLOCKS, layout.block_bytes)
+    pool = pool_of(destination, kinds[1])
     metrics, threads = Metrics(), Threads.create()
     transfer_metrics, network = TransferMetrics(metrics), network or FakeNetwork()
-    connector = Connector(destination, threads, setting=transport, network=network)
+    connector = Connector(pool, threads, setting=transport, network=network)
     puller = Puller(
-        memory=destination,
+        memory=pool,
         layout=layout,
         worker_id=PULLER_ID,
         connector=connector,
@@ -209,11 +221,12 @@ async def make_rig(
         clock=clock,
         claim_seconds=claim_seconds,
         transport=transport,
+        kind=kinds[0],
     ) as source:
         try:
             yield Rig(
-                source.ledger, memory, puller, destination, source.permits, connector, source.address, source.server,
-                source.service, source.data_server, metrics, transfer_metrics, source.terminal,
+                source.ledger, memory, puller, destination, pool, source.permits, connector, source.address,
+                source.server, source.service, source.data_server, metrics, transfer_metrics, source.terminal,
             )  # fmt: skip
         finally:
             await puller.close()

@@ -1,5 +1,5 @@
-"""A pool that the host can't reach, as one in device memory: no views, only copies. Another process maps it as it would
-map a device's; so what cuda_ipc does is seen without a device."""
+"""A pool that the host can't reach, as one in device memory: no views, only copies, and blocks that it sums itself.
+Another process maps it as it would map a device's; so what cuda_ipc does is seen without a device."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Sequence
 
 from baton.errors import TransferRefused
+from kvtransfer.checksum import ChecksumKind
 from kvtransfer.memory import HostMemory, PoolShape
 from kvtransfer.transports.cuda_ipc import HANDLE_BYTES, DeviceHandle, DevicePool, PeerBlocks
 
@@ -16,11 +17,13 @@ _HANDLE = struct.Struct("<II16s")  # pid, fd, nonce
 
 
 class StagedMemory(DevicePool):
-    """`on_read` and `on_write` let a test act in the middle of a transfer; they are told the block's place."""
+    """`on_read` and `on_write` let a test act in the middle of a transfer; they are told the block's place. What is
+    summed is not read."""
 
-    def __init__(self, memory: HostMemory, device: bytes = DEVICE) -> None:
+    def __init__(self, memory: HostMemory, device: bytes = DEVICE, kind: ChecksumKind = ChecksumKind.NH) -> None:
         self.memory = memory
         self.device = device
+        self.checksum_kind = kind
         self.on_read: Callable[[int], None] = lambda index: None
         self.on_write: Callable[[int], None] = lambda index: None
         self.mapped: list[Mapped] = []
@@ -49,6 +52,9 @@ class StagedMemory(DevicePool):
         self.on_write(index)
         self.memory.write(index, data)
 
+    def checksums(self, indices: Sequence[int]) -> list[int]:
+        return [self.checksum_kind.of(self.memory.view(index)) for index in indices]
+
     @property
     def shared_generations(self) -> HostMemory:
         return self.memory
@@ -73,11 +79,12 @@ class Mapped(PeerBlocks):
         self._peer = peer
         self.closed = False
 
-    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+    def copy(self, pairs: Sequence[tuple[int, int]], *, summed: bool) -> list[int]:
         assert not self.closed
         for source, destination in pairs:
             self._memory.write(destination, self._peer.view(source))
             assert not self.closed, "unmapped in the middle of a copy"
+        return self._memory.checksums([destination for _, destination in pairs]) if summed else []
 
     def close(self) -> None:
         self.closed = True

@@ -323,7 +323,7 @@ async def test_a_source_that_cannot_read_its_own_blocks_ends_the_pull(
     def fail(memory: HostMemory, indices: list[int]) -> list[int]:
         raise RuntimeError("device lost")
 
-    monkeypatch.setattr("kvtransfer.source.pool_checksums", fail)
+    monkeypatch.setattr(HostMemory, "checksums", fail)
     async with make_rig(lease_seconds=60) as rig:
         _, landing = start(rig)
         with pytest.raises(PeerLost, match="ended the stream before the pull was complete"):

@@ -19,7 +19,7 @@ from baton.clock import ManualClock
 from baton.errors import InternalError
 from baton.ids import AttemptId, BlockRef, Incarnation, TransferId, WorkerId
 from baton.metrics import Metrics, TransferMetrics
-from kvtransfer.checksum import block_checksum
+from kvtransfer.checksum import xxh3_checksum
 from kvtransfer.gate import Gate, ReadPermits
 from kvtransfer.lifetimes import SourceState
 from kvtransfer.memory import HostMemory
@@ -261,7 +261,7 @@ async def test_a_second_worker_cannot_claim_and_the_same_one_takes_over(book: Bo
 async def test_blocks_are_announced_in_order_with_their_checksums_then_the_token(book: Book) -> None:
     blocks, ticket = book.offer(5)
     claimant = book.ledger.claim(claim_of(ticket, 1))
-    sums = [block_checksum(pattern(b.index, b.generation)) for b in blocks]
+    sums = [xxh3_checksum(pattern(b.index, b.generation)) for b in blocks]
     waiting = asyncio.create_task(book.ledger.announcement(claimant))
     book.ledger.seal(ID, 3)
     assert await waiting == [(1, sums[1]), (2, sums[2])]
@@ -280,7 +280,7 @@ async def test_nothing_is_summed_that_nobody_wants(book: Book, monkeypatch: pyte
         summed.extend(indices)
         return [0] * len(indices)
 
-    monkeypatch.setattr("kvtransfer.source.pool_checksums", count)
+    monkeypatch.setattr(HostMemory, "checksums", count)
     _, ticket = book.offer(5)
     book.ledger.prefilled(ID, 1)
     claimant = book.ledger.claim(claim_of(ticket, 3))
@@ -326,7 +326,7 @@ async def test_abort_waits_for_a_checksum_under_way(book: Book, monkeypatch: pyt
         assert go_on.wait(5)
         return [0] * len(indices)
 
-    monkeypatch.setattr("kvtransfer.source.pool_checksums", slow)
+    monkeypatch.setattr(HostMemory, "checksums", slow)
     _, ticket = book.offer()
     claimant = book.ledger.claim(claim_of(ticket))
     book.ledger.seal(ID, 4)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from baton.ids import AttemptId, BlockIndex, BlockRef, Generation, WorkerId
 from baton.layout import KVLayout
 from baton.metrics import Metrics, TransferMetrics
 from kvtransfer import staging
+from kvtransfer.checksum import ChecksumKind
 from kvtransfer.convert import Array
 from kvtransfer.destination import Puller
 from kvtransfer.landing import Landing
@@ -30,7 +32,7 @@ from kvtransfer.threads import Threads
 from kvtransfer.ticket import Ticket
 from kvtransfer.transports.chooser import Connector
 from kvtransfer.transports.fake import FakeNetwork, Faults
-from tests.kvtransfer.rig import PULLER_ID, Source, make_source, until
+from tests.kvtransfer.rig import PULLER_ID, Source, make_source, pool_of, until
 from tests.kvtransfer.test_relayout import MODEL, array, as_dtype, blocks_of, kv_of, lay, ranks
 
 TRANSPORTS = ("shm", "tcp", "fake")
@@ -121,7 +123,9 @@ async def make_pair(
     *,
     attempts: int = 1,
     lease_seconds: float = 5.0,
+    kinds: tuple[ChecksumKind, ChecksumKind] = (ChecksumKind.XXH3, ChecksumKind.XXH3),
 ) -> AsyncIterator[Pair]:
+    """`kinds`: of the sources' checksums, and of the puller's."""
     metrics, threads, network = Metrics(), Threads.create(), network or FakeNetwork()
     transfers = TransferMetrics(metrics)
     kv = kv_of(NUM_TOKENS, source.dtype)
@@ -131,16 +135,17 @@ async def make_pair(
             await stack.enter_async_context(
                 make_source(
                     transfers, threads, network, memory=lay(kv, layout, blocks_of(NUM_TOKENS, layout)),
-                    layout=layout, lease_seconds=lease_seconds,
+                    layout=layout, lease_seconds=lease_seconds, kind=kinds[0],
                     worker_id=WorkerId(f"prefill-{layout.tp_rank}"), name=f"rank {layout.tp_rank}",
                 )
             )
             for layout in ranks(source)
         ]  # fmt: skip
         pool = HostMemory.create(attempts * blocks_of(NUM_TOKENS, destination), destination.block_bytes)
+        reaches = pool_of(pool, kinds[1])
         puller = Puller(
-            memory=pool, layout=destination, worker_id=PULLER_ID, threads=threads, clock=MonotonicClock(),
-            connector=Connector(pool, threads, setting=transport, network=network), metrics=transfers,
+            memory=reaches, layout=destination, worker_id=PULLER_ID, threads=threads, clock=MonotonicClock(),
+            connector=Connector(reaches, threads, setting=transport, network=network), metrics=transfers,
         )  # fmt: skip
         stack.push_async_callback(puller.close)
         offered = [
@@ -386,9 +391,15 @@ async def test_stagings_are_few_and_the_longest_unused_makes_room() -> None:
 # --- what goes wrong on the way
 
 
-async def test_a_damaged_block_is_pulled_again_and_never_reaches_the_pool() -> None:
+KINDS = pytest.mark.parametrize("kinds", list(product(ChecksumKind, repeat=2)))
+
+
+@KINDS
+async def test_a_damaged_block_is_pulled_again_and_never_reaches_the_pool(
+    kinds: tuple[ChecksumKind, ChecksumKind],
+) -> None:
     network = FakeNetwork(3, Faults(corrupt=0.1, duplicate=0.3))
-    async with make_pair("fake", of(block_size=4), MODEL, network) as pair:
+    async with make_pair("fake", of(block_size=4), MODEL, network, kinds=kinds) as pair:
         landing = pair.land()
         pair.prefilled()
         await landing.done()
@@ -397,8 +408,10 @@ async def test_a_damaged_block_is_pulled_again_and_never_reaches_the_pool() -> N
         await pair.idle()
 
 
-async def test_what_stays_damaged_is_never_re_laid() -> None:
-    async with make_pair("fake", of(block_size=8), MODEL, FakeNetwork(faults=Faults(corrupt=1.0))) as pair:
+@KINDS
+async def test_what_stays_damaged_is_never_re_laid(kinds: tuple[ChecksumKind, ChecksumKind]) -> None:
+    network = FakeNetwork(faults=Faults(corrupt=1.0))
+    async with make_pair("fake", of(block_size=8), MODEL, network, kinds=kinds) as pair:
         landing = pair.land()
         pair.prefilled()
         with pytest.raises(VerifyFailed, match="another checksum than it was announced with"):

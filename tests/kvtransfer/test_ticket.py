@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from google.protobuf.message import DecodeError
@@ -14,6 +15,7 @@ from baton.errors import LayoutMismatch, TransferRefused
 from baton.ids import AttemptId, BlockHash, BlockIndex, BlockRef, Generation, Incarnation, TransferId, WorkerId
 from baton.layout import KVLayout
 from baton.v1 import transfer_pb2 as pb
+from kvtransfer.checksum import ChecksumKind
 from kvtransfer.refusal import Refusal, RefusalReason
 from kvtransfer.service import check_claim
 from kvtransfer.ticket import Ticket
@@ -30,11 +32,25 @@ TICKET = Ticket(
     lease_seconds=2.5,
     num_tokens=61,
     id=AttemptId("req-1", 3),
+    checksum_kind=ChecksumKind.NH,
 )
 
 
 def test_a_ticket_survives_the_wire() -> None:
     assert Ticket.from_proto(pb.Ticket.FromString(TICKET.to_proto().SerializeToString())) == TICKET
+
+
+def test_a_ticket_without_a_kind_of_checksum_means_what_it_meant() -> None:
+    message = TICKET.to_proto()
+    message.ClearField("checksum_kind")
+    assert Ticket.from_proto(message) == replace(TICKET, checksum_kind=ChecksumKind.XXH3)
+
+
+def test_a_kind_that_the_blocks_are_too_small_for_is_refused() -> None:
+    odd = replace(TICKET, layout=KVLayout(1, 1, 1, 1, "bfloat16", b"m"), num_tokens=4)
+    assert Ticket.from_proto(replace(odd, checksum_kind=ChecksumKind.XXH3).to_proto())
+    with pytest.raises(TransferRefused, match="checksum_kind is NH; it must be XXH3 for blocks of 4 bytes"):
+        Ticket.from_proto(odd.to_proto())
 
 
 def test_a_transfer_id_shows_in_no_repr() -> None:
@@ -82,6 +98,7 @@ def relaid(**fields: object) -> Callable[[pb.Ticket], None]:
         (change(lease_ms=0), "lease is 0 s"),
         (change(lease_ms=3_600_001), "lease is 3600 s; it must be above 0 and at most 3600 s"),
         (change(num_tokens=3), "num_tokens is 3; it must be at least one a block, 4"),
+        (change(checksum_kind=3), "checksum_kind is 3; it must be 1 (XXH3) or 2 (NH)"),
         (lambda message: message.ClearField("blocks"), "number of blocks is 0"),
         (lambda message: message.blocks.extend([message.blocks[0]] * 65536), "number of blocks is 65540"),
         (lambda message: setattr(message.blocks[2], "hash", b"h" * 31), "hash of block 2 is 31 bytes long"),

@@ -16,7 +16,7 @@ import pytest
 
 from baton.errors import HandoffFailed, PeerLost
 from baton.ids import TransferId
-from kvtransfer.checksum import block_checksum
+from kvtransfer.checksum import xxh3_checksum
 from kvtransfer.gate import Gate
 from kvtransfer.memory import HostMemory
 from kvtransfer.threads import Threads
@@ -29,7 +29,7 @@ from tests.kvtransfer.transport_rigs import PATIENCE, RIGS
 ROOT = Path(__file__).resolve().parents[2]
 BOUND = 10 * PATIENCE
 """Seconds in which a gate must have drained, whatever the source does."""
-LONG = [Want(index, GENERATION, index, block_checksum(block(index))) for _ in range(20) for index in range(NUM_BLOCKS)]
+LONG = [Want(index, GENERATION, index, xxh3_checksum(block(index))) for _ in range(20) for index in range(NUM_BLOCKS)]
 """320 MiB: a fetch that lasts long enough for something to happen in the middle of it."""
 
 
@@ -82,7 +82,7 @@ def process(transport: str) -> Iterator[subprocess.Popen[str]]:
 async def peer(process: subprocess.Popen[str], transport: str) -> AsyncIterator[Peer]:
     told = json.loads(cast("IO[str]", process.stdout).readline())
     threads, memory = Threads.create(), HostMemory.create(NUM_BLOCKS, BLOCK_BYTES)
-    lands_in = StagedMemory(memory) if transport == "cuda_ipc" else memory
+    lands_in = StagedMemory(memory, kind=memory.checksum_kind) if transport == "cuda_ipc" else memory
     endpoint = Endpoint(transport, bytes.fromhex(told["address"]))
     connection = await RIGS[transport]().connect(endpoint, lands_in, threads)
     yield Peer(process, transport, connection, TransferId(bytes.fromhex(told["transfer_id"])), memory)

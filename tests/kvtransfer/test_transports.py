@@ -15,7 +15,6 @@ import pytest
 
 from baton.errors import HandoffFailed, PeerLost, TransferRefused
 from baton.ids import TransferId, new_transfer_id
-from kvtransfer.checksum import block_checksum
 from kvtransfer.gate import Gate, ReadPermit, ReadPermits
 from kvtransfer.memory import HostMemory, PoolMemory
 from kvtransfer.threads import Threads
@@ -53,7 +52,7 @@ class Way:
     def want(self, source: int, destination: int) -> Want:
         """As a pull wants it: it knows what the block's checksum was when it was sealed."""
         generation = self.source.generations[source]
-        return Want(source, generation, destination, block_checksum(pattern(source, generation)))
+        return Want(source, generation, destination, self.reaches.checksum_kind.of(pattern(source, generation)))
 
     async def fetch(self, *wants: Want, gate: Gate | None = None) -> list[Fetched]:
         return await self.connection.fetch(self.transfer_id, wants, gate or Gate())
@@ -204,18 +203,31 @@ async def test_what_sums_up_to_something_else_is_damaged_and_its_neighbours_are_
     assert await way.fetch(*(want._replace(checksum=None) for want in wants)) == [Fetched.LANDED] * 3
 
 
-async def test_large_blocks_land_whole_and_are_summed_whole(transport: str, threads: Threads) -> None:
+async def test_a_pool_that_sums_its_own_blocks_is_not_read_back(staged_way: Way) -> None:
+    way, read = staged_way, list[int]()
+    way.allow(*range(10))
+    way.staged_destination.on_read = read.append
+    wants = [way.want(i, i) for i in range(10)]
+    wrong = wants[3]._replace(checksum=1)
+    assert await way.fetch(*wants, wrong) == [Fetched.LANDED] * 10 + [Fetched.DAMAGED]
+    assert not read
+
+
+@pytest.mark.parametrize("staged", [False, True], ids=["", "staged"])
+async def test_large_blocks_land_whole_and_are_summed_whole(transport: str, threads: Threads, staged: bool) -> None:
     """Larger than the pieces that are summed, and no multiple of them."""
     rig, size = RIGS[transport](), 1_700_008
     source, destination, permits = HostMemory.create(8, size), HostMemory.create(8, size), ReadPermits()
+    reaches: PoolMemory = StagedMemory(destination) if staged else destination
     permit, transfer_id = ReadPermit(Gate()), new_transfer_id()
     permits.grant(transfer_id, permit)
     data = [random.Random(index).randbytes(size) for index in range(8)]
     for index in range(8):
         source.write(index, memoryview(data[index]))
         permit.allow(index, 0)
-    connection = await rig.connect(rig.serve(source, permits), destination, threads)
-    wants = [Want(s, 0, d, block_checksum(data[s])) for s, d in zip(range(8), (3, 1, 2, 0, 7, 6, 4, 5), strict=True)]
+    connection = await rig.connect(rig.serve(source, permits), reaches, threads)
+    sum_of = reaches.checksum_kind.of
+    wants = [Want(s, 0, d, sum_of(data[s])) for s, d in zip(range(8), (3, 1, 2, 0, 7, 6, 4, 5), strict=True)]
     wants[4] = wants[4]._replace(checksum=1)
     results = await connection.fetch(transfer_id, wants, Gate())
     assert results == [Fetched.LANDED] * 4 + [Fetched.DAMAGED] + [Fetched.LANDED] * 3

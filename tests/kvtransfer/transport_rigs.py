@@ -203,4 +203,4 @@ def host(memory: PoolMemory) -> HostMemory:
 
 def device(memory: PoolMemory) -> StagedMemory:
     """It, or a pool that is like it but for the device that it is on."""
-    return memory if isinstance(memory, StagedMemory) else StagedMemory(host(memory))
+    return memory if isinstance(memory, StagedMemory) else StagedMemory(host(memory), kind=memory.checksum_kind)

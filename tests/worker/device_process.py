@@ -12,14 +12,14 @@ from engine.kv_cache import KVCache
 from kvtransfer.transports.cuda_ipc import cuda_ipc_endpoint
 from worker.device_memory import DeviceMemory, share_generations
 
-LAYOUT = KVLayout(4, 2, 16, 64, "bfloat16", b"m" * 16)
+LAYOUT = KVLayout(4, 2, 16, 64, "bfloat16", b"m" * 16)  # 32 KiB a block
 NUM_BLOCKS, GENERATION = 2048, 5
 
 
-def block(index: int) -> torch.Tensor:
+def block(index: int, layout: KVLayout = LAYOUT) -> torch.Tensor:
     """Its bytes, on the CPU."""
     generator = torch.Generator().manual_seed(index)
-    return torch.randint(0, 256, (LAYOUT.block_bytes,), dtype=torch.uint8, generator=generator)
+    return torch.randint(0, 256, (layout.block_bytes,), dtype=torch.uint8, generator=generator)
 
 
 def make_memory(num_blocks: int = NUM_BLOCKS, layout: KVLayout = LAYOUT) -> DeviceMemory:

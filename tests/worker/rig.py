@@ -22,6 +22,7 @@ from engine.engine import Engine
 from engine.limits import SchedulerLimits
 from engine.messages import Command
 from engine.scheduler import Scheduler
+from kvtransfer.checksum import ChecksumKind
 from kvtransfer.gate import ReadPermits
 from kvtransfer.landing import Landed, Landing
 from kvtransfer.memory import HostMemory
@@ -276,4 +277,5 @@ def ticket_of(hashes: Sequence[BlockHash], id: AttemptId, num_tokens: int = 0) -
         lease_seconds=10,
         num_tokens=num_tokens or len(hashes) * BLOCK,
         id=id,
+        checksum_kind=ChecksumKind.XXH3,
     ).to_proto()
