@@ -59,7 +59,7 @@ def make_scenario(seed: int) -> Scenario:
         transport_duplicate=draw.choice((0.0, 0.2)),
         transport_straggle=draw.choice((0.0, 0.5)),
         transport_straggle_delay=draw.choice((0.05, 0.5, 2.0)),
-        workers=_with_other_block_sizes(seed, workers, max_model_len),
+        workers=_with_slow_news(seed, _with_other_block_sizes(seed, workers, max_model_len)),
         routers=routers,
         requests=_requests(draw, max_model_len, calm, routers),
         faults=_FAULTS[kind](draw, workers, routers),
@@ -119,6 +119,16 @@ def _with_block_size(spec: WorkerSpec, size: int, max_model_len: int) -> WorkerS
         num_blocks=max(blocks(spec.num_blocks), -(-max_model_len // size)),
         num_swap_slots=blocks(spec.num_swap_slots),
     )
+
+
+def _with_slow_news(seed: int, workers: tuple[WorkerSpec, ...]) -> tuple[WorkerSpec, ...]:
+    """Of one system in three: between event loop and engine a word takes as long as a whole pull may, or a step, so
+    that much more crosses on the way."""
+    draw = Random(f"slow news {seed}")
+    if draw.random() >= 1 / 3:
+        return workers
+    hop = draw.choice((0.02, 0.1, 0.3))
+    return tuple(replace(spec, steps=replace(spec.steps, hop=hop)) for spec in workers)
 
 
 def _requests(

@@ -220,7 +220,7 @@ class Life:
         await self.registration.stop()
         await self.core.drain(seconds)
         if loop.time() < started + seconds:
-            await asyncio.sleep(_QUIET_SECONDS)  # what is on its way between its threads
+            await asyncio.sleep(_QUIET_SECONDS + 4 * self.spec.steps.hop)  # what is on its way between its threads
             for what in invariants.at_exit(self):
                 self._world.broken(what)
         await asyncio.sleep(_GOODBYE_SECONDS)

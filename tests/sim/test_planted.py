@@ -9,12 +9,12 @@ from sim.planted import PLANTS
 from sim.run import run_seed
 
 FIRST_FOUND = {
-    "freed-under-writer": 1,
-    "sibling-frees": 185,
+    "freed-under-writer": 25,
+    "sibling-frees": 25,
     "notice-never-comes": 3,
-    "hold-and-wait": 71,
+    "hold-and-wait": 65,
     "completed-twice": 0,
-    "lease-only-logged": 254,
+    "lease-only-logged": 303,
     "reaped-when-scheduled": 25,
     "evicted-before-sent": 9,
     "drained-under-transfer": 153,
