@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
     log = tmp_path_factory.mktemp("sharing") / "log"
-    flags = ("--kv-blocks=512", "--prefill=1", "--decode=2", "--local-prefill-tokens=0", "--fetch-prefix-tokens=32")
+    flags = ("--kv-blocks=2048", "--prefill=1", "--decode=2", "--local-prefill-tokens=0", "--fetch-prefix-tokens=32")
     async with system(checkpoint("llama"), log, *flags) as started:
         yield started
 
@@ -52,14 +52,14 @@ async def test_the_second_turn_of_a_conversation_is_not_computed_by_the_one_who_
 
 
 async def test_streams_move_away_from_a_worker_that_drains_and_lose_nothing(running: System, oracle: Oracle) -> None:
-    streams = Streams(running, 5, SamplingParams(max_tokens=600, ignore_eos=True))
+    streams = Streams(running, 5, SamplingParams(max_tokens=1500, ignore_eos=True))
     work = asyncio.create_task(streams.run())
     await streams.flowing()
     fetched = await running.metric("baton_prefix_fetches_total", outcome="landed")
     pid = (await running.worker("decode"))["pid"]
     os.kill(pid, signal.SIGTERM)
     await work
-    check_exact(streams, oracle, 600)
+    check_exact(streams, oracle, 1500)
     assert streams.resumes == 0, "a drain loses nothing"
     moved = await running.metric("baton_requests_moved_total")
     assert moved > 0
