@@ -22,6 +22,6 @@ os.execv(argv[0], argv)
 
 
 def attached(argv: Sequence[str], number: signal.Signals) -> list[str]:
-    """The command that becomes `argv`, a program's path and its arguments, and is sent `number` when the thread that
-    starts it ends, on Linux. Elsewhere it is `argv` alone."""
+    """The command that becomes `argv`, a program's path and its arguments. On Linux it is sent `number` when the thread
+    that started it ends; elsewhere it only does not begin where its parent has ended already."""
     return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(int(number)), str(os.getpid()), *argv]
