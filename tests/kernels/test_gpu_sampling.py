@@ -240,12 +240,12 @@ def test_the_random_words_are_the_references_and_their_waits_near(device: torch.
 
 @triton.jit
 def store_race(
-    params: tl.tensor, first: tl.tensor, one: tl.tensor, other: tl.tensor, waited: tl.tensor, COUNT: tl.constexpr
+    table: tl.tensor, first: tl.tensor, one: tl.tensor, other: tl.tensor, waited: tl.tensor, COUNT: tl.constexpr
 ) -> None:
     at = tl.arange(0, COUNT)
-    words = neighbours_words(params, first, COUNT)
+    words = neighbours_words(table, first, COUNT)
     tl.store(one + at, words.to(tl.int64))
-    tl.store(other + at, tokens_words(params, first + at).to(tl.int64))
+    tl.store(other + at, tokens_words(table, first + at).to(tl.int64))
     tl.store(waited + at, waits(words))
 
 

@@ -1,8 +1,7 @@
 """Matrix products of few rows, as decodes have them: limited by the reading of the weights, and by nothing else.
 
 Programs share out columns of the result and, where these are few, the depth. Those that share columns leave partial
-sums, and the last of them adds all up, always in the same order. Before a program's turn comes it has its first weights
-fetched (overlap.py).
+sums, and the last of them adds all up, always in the same order.
 """
 
 from __future__ import annotations
@@ -14,15 +13,16 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.kernels.gpu.launch import Launch
-from engine.kernels.gpu.overlap import fetch_to_l2, let_next_begin, wait_for_turn
+from engine.kernels.gpu.overlap import take_turn
 
 MAX_ROWS = 16
 """More are quicker with torch's product, and tl.dot multiplies no fewer."""
 _DTYPES = (torch.bfloat16, torch.float16)
 
-# Launch parameters. PROGRAMS: so many have enough of the weights on their way. PREFETCH: columns of a weight row.
-BLOCK_N, BLOCK_K, WARPS, STAGES = 64, 128, 4, 4
-PROGRAMS, LEAST_CHUNKS, PREFETCH = 384, 4, 512
+# Launch parameters. PROGRAMS: so many have enough of the weights on their way. Memory gives 512 bytes in a row sooner
+# than 256; fetching weights to the cache before the turn comes made every product slower (bench/results).
+BLOCK_N, BLOCK_K, WARPS, STAGES = 64, 256, 8, 3
+PROGRAMS, LEAST_CHUNKS = 132, 4
 
 
 class TritonLinear:
@@ -71,7 +71,6 @@ class TritonLinear:
             "ROWS": MAX_ROWS,
             "BLOCK_N": BLOCK_N,
             "BLOCK_K": BLOCK_K,
-            "PREFETCH": PREFETCH,
         }
         return Launch(multiply_rows, (tiles, splits), arguments, WARPS, STAGES)
 
@@ -104,23 +103,16 @@ def multiply_rows(
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    PREFETCH: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ) -> None:
     """A program: BLOCK_N columns of the result, over SPLIT_DEPTH of the depth."""
-    let_next_begin(OVERLAPS)
+    take_turn(OVERLAPS)
     tile, split = tl.program_id(0), tl.program_id(1)
     rows, columns = tl.arange(0, ROWS), tile * BLOCK_N + tl.arange(0, BLOCK_N)
     is_row, is_column = (rows < num_rows)[:, None], (columns < features)[None, :]
     begin = split * SPLIT_DEPTH
     end = tl.minimum(begin + SPLIT_DEPTH, depth)
     weight_rows = weight + columns.to(tl.int64)[None, :] * depth
-    if OVERLAPS:
-        ahead = begin + 64 * tl.arange(0, PREFETCH // 64)[:, None]  # a line of 128 bytes has 64 numbers
-        ahead = tl.minimum(ahead, end - 1)
-        fetch_to_l2(weight + tl.minimum(columns, features - 1).to(tl.int64)[None, :] * depth + ahead)
-        wait_for_turn(OVERLAPS)
-
     sums = tl.zeros([ROWS, BLOCK_N], tl.float32)
     for start in range(begin, end, BLOCK_K):
         at = start + tl.arange(0, BLOCK_K)
