@@ -13,6 +13,8 @@ from typing import Any
 import triton
 from torch import Tensor
 
+from engine.kernels.gpu.again import Again
+
 Arguments = dict[str, Any]
 """By the names of the kernel's parameters."""
 
@@ -39,7 +41,11 @@ class Launch:
         if _instead is not None:
             _instead(self)
         elif 0 not in self.grid:
-            self.kernel[self.grid](**self.keywords(current_arch()))
+            again = _last.get(id(self.kernel))
+            if again is None or not again.run(self):
+                compiled = self.kernel[self.grid](**self.keywords(current_arch()))
+                if not _interpreted():
+                    _last[id(self.kernel)] = Again(self, self.told(current_arch()), compiled)
 
     def compile(self) -> Any:
         """For the device that Triton's driver says; what has been compiled."""
@@ -51,9 +57,10 @@ class Launch:
 
     def complete(self, arch: int) -> Arguments:
         """Arguments with what the kernel is told of the device."""
-        if OVERLAPS not in self.kernel.arg_names:
-            return self.arguments
-        return {**self.arguments, OVERLAPS: arch >= _LEAST_OVERLAPPING}
+        return {**self.arguments, **self.told(arch)}
+
+    def told(self, arch: int) -> Arguments:
+        return {OVERLAPS: arch >= _LEAST_OVERLAPPING} if OVERLAPS in self.kernel.arg_names else {}
 
     def options(self, arch: int) -> dict[str, int | bool]:
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
@@ -72,6 +79,8 @@ def current_arch() -> int:
     return 0 if _interpreted() else int(triton.runtime.driver.active.get_current_target().arch)
 
 
+_last: dict[int, Again] = {}
+"""By kernels, which stay as long as the process does."""
 _instead: Callable[[Launch], None] | None = None
 
 
