@@ -65,6 +65,8 @@ class Holdings:
     def grow(self, request: Request) -> tuple[BlockIndex, ...] | None:
         """Blocks for tokens that came since, or are being drawn; None where the pool has none to give."""
         missing = self._blocks_of(request.num_tokens) - len(request.blocks)
+        if missing <= 0:
+            return ()
         if missing > self._pool.available:
             return None
         taken = self._pool.take(missing, Hold.ACTIVE)
@@ -75,15 +77,17 @@ class Holdings:
         """The KV of the first `num_tokens` tokens is there: blocks that it fills can be hit from now on, where they may
         be shared."""
         size = self._block_size
-        first = request.num_computed // size
+        first, end = request.num_computed // size, num_tokens // size
         request.num_computed = num_tokens
+        if first == end:
+            return
         request.extend_hashes(num_tokens, size)
-        for position in range(first, num_tokens // size):
+        for position in range(first, end):
             if request.shareable:
                 tokens = request.tokens[position * size : (position + 1) * size]
                 parent = request.blocks[position - 1] if position else None
                 self._pool.publish(request.blocks[position], request.hashes[position], tokens, parent)
-        self._no_longer_coming(request, request.hashes[first : num_tokens // size])
+        self._no_longer_coming(request, request.hashes[first:end])
 
     def release(self, request: Request) -> None:
         """Ends the request's own hold; what is computed stays cached until the space is needed."""

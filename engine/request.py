@@ -45,6 +45,8 @@ class Request:
     """All that is known: the prompt and the generated tokens."""
     last_hash: BlockHash
     """Chain hash of the last of `hashes`, or the root."""
+    most_tokens: int
+    """With so many tokens it has all that it may have."""
     phase: Phase = Phase.WAITING
     num_computed: int = 0
     """Tokens whose KV is in `blocks`, by the steps that are done."""
@@ -87,7 +89,7 @@ class Request:
 
     @property
     def num_unplanned(self) -> int:
-        return self.num_tokens - self.num_planned
+        return len(self.tokens) + self.num_drawing - self.num_planned
 
     @property
     def num_generated(self) -> int:

@@ -77,13 +77,6 @@ class Requests:
         """Of all that have had no Ended yet."""
         return list(self._open)
 
-    def is_full(self, request: Request, num_tokens: int) -> bool:
-        """Whether with so many tokens it has all that it may have."""
-        at_most = request.add.sampling.max_tokens
-        return num_tokens >= self._limits.max_model_len or (
-            at_most is not None and num_tokens - request.add.num_prompt_tokens >= at_most
-        )
-
     def receives(self, request: Request) -> bool:
         """Whether another worker computes the request's prompt. Once preempted, it is computed here."""
         return request.task is Task.RECEIVE and request.num_cached is None
@@ -173,7 +166,7 @@ class Requests:
             stops_model = token_id in self._limits.eos_token_ids and not sampling.ignore_eos
             if stops_model or token_id in sampling.stop_token_ids:
                 return EndReason.STOP
-        return EndReason.LENGTH if self.is_full(request, len(request.tokens)) else None
+        return EndReason.LENGTH if len(request.tokens) >= request.most_tokens else None
 
     def _end(self, request: Request, reason: EndReason, message: str = "") -> None:
         match request.phase:
@@ -203,9 +196,15 @@ class Requests:
             self._events.append(Ended(command.id, EndReason.INVALID, message))
             return
         root = root_hash(self._limits.model_fingerprint, salt=command.cache_salt)
-        request = Request(command, list(command.token_ids), root, fetches=command.num_fetch_blocks > 0)
+        request = Request(
+            command, list(command.token_ids), root, self._most_tokens(command), fetches=command.num_fetch_blocks > 0
+        )
         self._open[command.id] = request
         self.waiting.append(request)
+
+    def _most_tokens(self, command: AddRequest) -> int:
+        most, max_tokens = self._limits.max_model_len, command.sampling.max_tokens
+        return most if max_tokens is None else min(most, command.num_prompt_tokens + max_tokens)
 
     def _on_abort(self, command: Abort) -> None:
         request = self._find(command.id)

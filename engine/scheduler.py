@@ -205,9 +205,7 @@ class Scheduler:
 
     def _ends_in_flight(self, request: Request) -> bool:
         """Whether it will have ended when the steps in flight are done, whatever they draw."""
-        return request.num_drawing > 0 and (
-            request.task is Task.PREFILL or self._requests.is_full(request, request.num_tokens)
-        )
+        return request.num_drawing > 0 and (request.task is Task.PREFILL or request.num_tokens >= request.most_tokens)
 
 
 def _is_open_stream(request: Request) -> bool:

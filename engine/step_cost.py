@@ -30,17 +30,15 @@ class StepShape:
 
     @classmethod
     def of(cls, scheduled: Iterable[ScheduledSequence]) -> StepShape:
-        shape = cls()
+        decodes = decode_attended = chunk_tokens = chunk_attended = 0
         for sequence in scheduled:
-            shape = shape.plus(sequence.start, sequence.count)
-        return shape
-
-    def plus(self, start: int, count: int) -> StepShape:
-        """With tokens [start, start + count) of one more sequence."""
-        if count == 1:
-            return StepShape(self.chunk_tokens, self.chunk_attended, self.decodes + 1, self.decode_attended + start + 1)
-        attended = count * start + count * (count + 1) // 2
-        return StepShape(self.chunk_tokens + count, self.chunk_attended + attended, self.decodes, self.decode_attended)
+            if sequence.count == 1:
+                decodes += 1
+                decode_attended += sequence.start + 1
+            else:
+                chunk_tokens += sequence.count
+                chunk_attended += sequence.count * sequence.start + sequence.count * (sequence.count + 1) // 2
+        return cls(chunk_tokens, chunk_attended, decodes, decode_attended)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@
 While a step runs the next one is planned, and waits for the compute thread when that is done; what the step before drew
 is taken in and told meanwhile. The later a step is planned, the more it knows of: a request that comes while one runs
 joins the next one, unless that is planned already. So planning begins when the step in flight has nearly taken as long
-as it is expected to. Where it ends sooner, its result is taken in first, and nothing is lost but the time to plan.
+as it is expected to; behind a device's, as much before as it takes to plan a step and to queue it, which is learned.
+Where the step ends sooner, its result is taken in first, and nothing is lost but the time to plan.
 
 The owner waits for messages alone, the compute thread for plans alone. On a CPU a step that was run is done. A GPU
 goes on by itself: the next step is put behind it, and a third thread waits for what it drew.
@@ -32,14 +33,45 @@ log = logging.getLogger(__name__)
 _MOST_IN_FLIGHT = 2
 """One that runs and one that waits for it to end."""
 _EARLY_SHARE, _EARLY_SECONDS = 0.1, 0.004
-"""How long before the expected end of the step in flight the next one is planned, whichever is more: for what it was
-foreseen too long, and for the planning. A step that was foreseen worse costs a gap."""
+"""How long before the expected end of the step in flight the next one is planned at the least: for what it was foreseen
+too long. A step that was foreseen worse costs a gap."""
+_QUEUEING_MARGIN, _FORGETTING = 1.5, 0.1
+
+
+class Lead:
+    """How long before a step's expected end the next one is to be planned, so that the device need not wait for it."""
+
+    def __init__(self) -> None:
+        self._queueing = 0.0
+        """Seconds from the beginning of a plan until it is queued: of the last few the longest, more or less."""
+
+    def learn(self, queueing: float) -> None:
+        self._queueing = max(queueing, self._queueing + _FORGETTING * (queueing - self._queueing))
+
+    def seconds(self, expected: float) -> float:
+        return max(_EARLY_SHARE * expected, _EARLY_SECONDS, _QUEUEING_MARGIN * self._queueing)
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    plan: StepPlan
+    began: float
+    """When it was begun to be planned, by the clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    pending: Pending
+    started: float
+    queueing: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Computed:
     result: StepResult
     seconds: float
+    queueing: float = 0.0
+    """Seconds that it took to plan the step and to queue it on a device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +100,9 @@ class EngineThread:
         self._on_failure = on_failure
         self._clock = clock or MonotonicClock()
         self._inbox: SimpleQueue[Command | _Computed | _Failed | _Stop] = SimpleQueue()
-        self._plans: SimpleQueue[StepPlan | None] = SimpleQueue()
-        self._pending: SimpleQueue[tuple[Pending, float] | None] = SimpleQueue()
+        self._plans: SimpleQueue[_Planned | None] = SimpleQueue()
+        self._queued: SimpleQueue[_Queued | None] = SimpleQueue()
+        self._lead = Lead()
         self._in_flight: list[StepPlan] = []
         self._plan_at = 0.0
         self._at_rest = True
@@ -141,6 +174,7 @@ class EngineThread:
             self._engine.handle(message)
             return
         del self._in_flight[0]
+        self._lead.learn(message.queueing)
         self._expect()
         self._engine.take_in(message.result, message.seconds)
 
@@ -150,11 +184,12 @@ class EngineThread:
         return not self._in_flight or self._clock.now() >= self._plan_at
 
     def _plan(self) -> None:
+        began = self._clock.now()
         plan = self._engine.plan()
         if plan.is_empty:
             self._at_rest = True
             return
-        self._plans.put(plan)
+        self._plans.put(_Planned(plan, began))
         self._in_flight.append(plan)
         if len(self._in_flight) == 1:
             self._expect()
@@ -163,7 +198,7 @@ class EngineThread:
         """The first step in flight begins now."""
         if self._in_flight:
             expected = self._engine.predict(self._in_flight[0])
-            self._plan_at = self._clock.now() + expected - max(_EARLY_SHARE * expected, _EARLY_SECONDS)
+            self._plan_at = self._clock.now() + expected - self._lead.seconds(expected)
 
     def _tell(self) -> None:
         events, load = self._engine.drain_events(), self._engine.load()
@@ -181,26 +216,27 @@ class EngineThread:
 
     def _run_plans(self) -> None:
         try:
-            while (plan := self._plans.get()) is not None:
+            while (planned := self._plans.get()) is not None:
                 started = self._clock.now()
-                result = self._engine.runner.run(plan)
+                result = self._engine.runner.run(planned.plan)
+                now = self._clock.now()
                 if isinstance(result, StepResult):
-                    self._inbox.put(_Computed(result, self._clock.now() - started))
+                    self._inbox.put(_Computed(result, now - started))
                 else:
-                    self._pending.put((result, started))
+                    self._queued.put(_Queued(result, started, now - planned.began))
         except BaseException as error:
             self._inbox.put(_Failed(error))
         finally:
-            self._pending.put(None)
+            self._queued.put(None)
 
     def _wait_for_results(self) -> None:
         try:
             idle_since = 0.0
-            while (item := self._pending.get()) is not None:
-                pending, started = item
-                result = pending.wait()
+            while (queued := self._queued.get()) is not None:
+                result = queued.pending.wait()
                 now = self._clock.now()
-                self._inbox.put(_Computed(result, now - max(started, idle_since)))  # it began when the one before ended
+                seconds = now - max(queued.started, idle_since)  # it began when the one before ended
+                self._inbox.put(_Computed(result, seconds, queued.queueing))
                 idle_since = now
         except BaseException as error:
             self._inbox.put(_Failed(error))

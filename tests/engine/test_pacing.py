@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -270,5 +271,5 @@ def test_the_first_chunks_of_a_step_get_some_and_the_next_ones_only_what_is_left
     streams = StepShape(decodes=4, decode_attended=400)
     assert pace.chunk(streams, 0, 500) == LEAST_CHUNK
     assert pace.chunk(streams, 0, 5) == 5
-    assert pace.chunk(streams.plus(0, 5), 0, 500) == LEAST_CHUNK - 5
-    assert pace.chunk(streams.plus(0, 16), 0, 500) == 0
+    assert pace.chunk(replace(streams, chunk_tokens=5, chunk_attended=15), 0, 500) == LEAST_CHUNK - 5
+    assert pace.chunk(replace(streams, chunk_tokens=16, chunk_attended=136), 0, 500) == 0

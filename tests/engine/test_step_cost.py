@@ -18,8 +18,8 @@ positive = st.floats(1e-9, 1e-1)
 
 
 def shape_of(chunk: int, chunk_start: int, decodes: int, context: int) -> StepShape:
-    shape = StepShape(decodes=decodes, decode_attended=decodes * context)
-    return shape.plus(chunk_start, chunk) if chunk else shape
+    attended = chunk * chunk_start + chunk * (chunk + 1) // 2
+    return StepShape(chunk, attended, decodes, decodes * context)
 
 
 def some_shape(rng: random.Random) -> StepShape:

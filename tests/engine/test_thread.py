@@ -20,7 +20,7 @@ from engine.pacing import Pace, Pacer
 from engine.plan import StepPlan, StepResult
 from engine.scheduler import Scheduler
 from engine.step_cost import Coefficients
-from engine.thread import EngineThread
+from engine.thread import EngineThread, Lead
 from tests.engine.scripted_runner import ScriptedRunner, continuation
 
 BLOCK = 4
@@ -234,6 +234,56 @@ def test_a_step_is_queued_behind_one_that_a_device_computes() -> None:
         until(lambda: request in system.ended)
         assert system.tokens[request] == continuation([1, 2, 3], 6)
         assert not system.failures
+
+
+def test_the_next_step_is_planned_as_much_earlier_as_it_takes_to_queue_it() -> None:
+    """Queueing takes longer than the tenth of a step that is left for it where nothing is learned, so that each step
+    would come late."""
+    seconds, queueing = 0.2, 0.05
+
+    class Slow(Behind):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ends = [0.0]
+            self.in_time: list[bool] = []
+
+        def run(self, plan: StepPlan) -> Pending:
+            later = super().run(plan)
+            time.sleep(queueing)
+            now = time.monotonic()
+            self.in_time.append(now < self.ends[-1])
+            self.ends.append(max(now, self.ends[-1]) + seconds)
+            return _Timed(later, self.ends[-1])
+
+    runner = Slow()
+    runner.gate.release(100)
+    with running(runner, pacer=Foreseen(seconds)) as system:
+        request = system.add("a", [1, 2, 3], 12)
+        until(lambda: request in system.ended)
+        assert any(runner.in_time[3:])
+        assert system.tokens[request] == continuation([1, 2, 3], 12)
+
+
+class _Timed:
+    def __init__(self, later: Pending, end: float) -> None:
+        self._later, self._end = later, end
+
+    def wait(self) -> StepResult:
+        time.sleep(max(0.0, self._end - time.monotonic()))
+        return self._later.wait()
+
+
+def test_the_lead_grows_at_once_and_shrinks_slowly() -> None:
+    lead = Lead()
+    assert lead.seconds(0.1) == 0.1 * 0.1
+    lead.learn(0.03)
+    assert lead.seconds(0.1) == 1.5 * 0.03
+    lead.learn(0.01)
+    assert 1.5 * 0.025 < lead.seconds(0.1) < 1.5 * 0.03
+    for _ in range(100):
+        lead.learn(0.001)
+    assert lead.seconds(0.1) == 0.1 * 0.1
+    assert lead.seconds(0.01) == 0.004
 
 
 def test_a_device_that_fails_ends_all_requests() -> None:
