@@ -70,6 +70,8 @@ class _Queued:
 class _Computed:
     result: StepResult
     seconds: float
+    ended: float
+    """When, by the clock."""
     queueing: float = 0.0
     """Seconds that it took to plan the step and to queue it on a device."""
 
@@ -175,7 +177,7 @@ class EngineThread:
             return
         del self._in_flight[0]
         self._lead.learn(message.queueing)
-        self._expect()
+        self._expect(message.ended)
         self._engine.take_in(message.result, message.seconds)
 
     def _may_plan(self) -> bool:
@@ -192,13 +194,13 @@ class EngineThread:
         self._plans.put(_Planned(plan, began))
         self._in_flight.append(plan)
         if len(self._in_flight) == 1:
-            self._expect()
+            self._expect(self._clock.now())
 
-    def _expect(self) -> None:
-        """The first step in flight begins now."""
+    def _expect(self, began: float) -> None:
+        """The first step in flight has begun then."""
         if self._in_flight:
             expected = self._engine.predict(self._in_flight[0])
-            self._plan_at = self._clock.now() + expected - self._lead.seconds(expected)
+            self._plan_at = began + expected - self._lead.seconds(expected)
 
     def _tell(self) -> None:
         events, load = self._engine.drain_events(), self._engine.load()
@@ -221,7 +223,7 @@ class EngineThread:
                 result = self._engine.runner.run(planned.plan)
                 now = self._clock.now()
                 if isinstance(result, StepResult):
-                    self._inbox.put(_Computed(result, now - started))
+                    self._inbox.put(_Computed(result, now - started, now))
                 else:
                     self._queued.put(_Queued(result, started, now - planned.began))
         except BaseException as error:
@@ -236,7 +238,7 @@ class EngineThread:
                 result = queued.pending.wait()
                 now = self._clock.now()
                 seconds = now - max(queued.started, idle_since)  # it began when the one before ended
-                self._inbox.put(_Computed(result, seconds, queued.queueing))
+                self._inbox.put(_Computed(result, seconds, now, queued.queueing))
                 idle_since = now
         except BaseException as error:
             self._inbox.put(_Failed(error))
