@@ -24,8 +24,7 @@ demo: setup ## a whole system on this machine, some answers, and who did what
 	@$(BIN)/python -m demo_model.demo $(ARGS)
 
 test: setup ## all tests but the soak
-	@echo "test: pytest"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m tests.run $(ARGS)
 
 test-gpu: setup ## on a GPU, all tests that use one where there is one: kernels, models, engine
 	@$(BIN)/python -m tests.gpu $(ARGS)
