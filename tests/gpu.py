@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-_TESTS = ("tests/kernels", "tests/engine", "tests/worker", "tests/system/test_exactness.py")
+_TESTS = ("tests/engine", "tests/worker", "tests/system/test_exactness.py", "tests/kernels")
 
 
 def main() -> int:
