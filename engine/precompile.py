@@ -42,7 +42,7 @@ def precompile(
 ) -> int:
     """For the GPU that CUDA calls `gpu`, of a `compute_capability` such as 90. Returns how many kernels there are. For
     a process of its own: Triton compiles for that GPU from then on."""
-    triton.runtime.driver.set_active(_Absent(compute_capability))
+    triton.runtime.driver.set_active(AbsentGPU(compute_capability))
     compiled: set[Any] = set()
 
     def compile_launch(each: Launch) -> None:
@@ -103,7 +103,7 @@ class _Nothing:
         pass
 
 
-class _Absent:
+class AbsentGPU:
     """In the place of Triton's driver: what it asks a driver for before it compiles."""
 
     def __init__(self, compute_capability: int) -> None:

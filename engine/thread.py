@@ -34,8 +34,10 @@ _MOST_IN_FLIGHT = 2
 """One that runs and one that waits for it to end."""
 _EARLY_SHARE, _EARLY_SECONDS = 0.1, 0.004
 """How long before the expected end of the step in flight the next one is planned at the least: for what it was foreseen
-too long. A step that was foreseen worse costs a gap."""
-_QUEUEING_MARGIN, _FORGETTING = 1.5, 0.1
+too long, and for the planning. A step that was foreseen worse costs a gap."""
+_QUEUEING_MARGIN = 1.5
+"""What it takes to queue a step on a device varies."""
+_FORGETTING = 0.1
 
 
 class Lead:

@@ -3,29 +3,26 @@ run one by one behind them. Whoever names paths gets plain pytest."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 _COMPUTING = ("tests/engine", "tests/kernels", "tests/sim")
-_MOST_WORKERS = 8
-_NONE_COLLECTED = 5
+_WORKERS = ("--numprocesses=logical", "--maxprocesses=8", "--dist=loadfile")
+_NONE_COLLECTED = 5  # pytest's own
 
 
 def main() -> int:
     asked = sys.argv[1:]
     if any(Path(word.partition("::")[0]).exists() for word in asked):
         return _pytest(asked)
-    workers = min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
     codes = [
-        _pytest([*_COMPUTING, f"--numprocesses={workers}", "--dist=loadfile", *asked]),
+        _pytest([*_COMPUTING, *_WORKERS, *asked]),
         _pytest([*(f"--ignore={path}" for path in _COMPUTING), *asked]),
     ]
-    if set(codes) == {_NONE_COLLECTED}:
-        return _NONE_COLLECTED
-    return max(code for code in codes if code != _NONE_COLLECTED)
+    ran = [code for code in codes if code != _NONE_COLLECTED]
+    return next((code for code in ran if code), 0) if ran else _NONE_COLLECTED
 
 
 def _pytest(words: Sequence[str]) -> int:

@@ -3,8 +3,8 @@ interpret. Compiles for a GPU that is not here, and records instead of launching
 
     python -m tests.kernels.launched_again
 
-prints a JSON object a case: whether the launch, run again behind one that is like it, handed over what it hands over by
-Triton's own way, and whether Triton was left out.
+prints a JSON object a case: whether the launch handed over what it hands over by Triton's own way, and whether Triton
+was left out.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from engine.attention import Rotary
 from engine.kernels.gpu import tuning
 from engine.kernels.gpu.elementwise import TritonElementWise
 from engine.kernels.gpu.launch import Launch, instead_of_running
+from engine.kernels.gpu.linear import TritonLinear
 from engine.kernels.gpu.rotary_write import rotary_write
-from engine.precompile import _Absent
+from engine.precompile import AbsentGPU
 from tests.kernels.every_launch import of_hopper
 
 ARCH = 90
 
 
-class Recorder(_Absent):
+class Recorder(AbsentGPU):
     def __init__(self) -> None:
         super().__init__(ARCH)
         self.handed: list[tuple[Any, ...]] = []
@@ -92,15 +93,24 @@ def norms(dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
     return found
 
 
+def product(biased: bool) -> Launch:
+    weight, x = torch.zeros(128, 256, dtype=torch.bfloat16), torch.zeros(2, 256, dtype=torch.bfloat16)
+    return TritonLinear(weight, weight[:, 0].contiguous() if biased else None).launch(x, x.new_empty(2, 128))
+
+
 def cases() -> Iterator[tuple[str, Launch, Launch]]:
     """The second of each pair is run behind the first."""
     yield "another layer", rotary(0), rotary(1)
     yield "more tokens", rotary(1), rotary(1, num_tokens=40)
     yield "heads elsewhere", rotary(1), rotary(1, skew=1)
     yield "and back", rotary(1, skew=1), rotary(1)
+    yield "elsewhere again", rotary(1), rotary(1, skew=1)
     yield "another constant", norms()[0], norms()[1]
+    yield "the first constant", norms()[1], norms()[0]
     yield "another dtype", norms()[1], norms(torch.float16)[1]
     yield "the same", norms()[1], norms()[1]
+    yield "a product without bias", product(True), product(False)
+    yield "the one with bias", product(False), product(True)
     first, second = ([launch for _, launch in of_hopper("default")][1] for _ in range(2))
     yield "a descriptor", first, second
 

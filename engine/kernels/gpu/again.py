@@ -1,5 +1,5 @@
 """A step launches the same few kernels for every layer, and what Triton finds out about their arguments each time takes
-the host longer than many of them run. So a launch that is like the kernel's last one goes to the driver as it is.
+the host longer than many of them run. So a launch that is like one of the kernel's last goes to the driver as it is.
 
 Alike is what Triton has the same code for: numbers are the same, except those that the kernel does not specialize for;
 tensors have the same dtype, and addresses that 16 divides. Where that is not so, the launch goes the long way.
@@ -22,7 +22,7 @@ _LEAST, _MOST = -(1 << 31), (1 << 31) - 1
 
 
 class Again:
-    """How a kernel was launched last."""
+    """How a kernel was launched."""
 
     def __init__(self, launch: Launch, told: Arguments, compiled: Any) -> None:
         """`told`: what the kernel was told besides the launch's arguments. `compiled`: what it was compiled to."""
@@ -37,20 +37,20 @@ class Again:
         others = [n for n in arguments if n not in self._tensors and n not in self._descriptors and n not in self._free]
         self._others = itemgetter(*others)
         self._numbers = self._others(arguments)
-        self._is_plain = self._has_alike(arguments)
+        self.can_be_repeated = self._has_alike(arguments)
 
     def run(self, launch: Launch) -> bool:
-        """Whether `launch` is like the last one, and has been run."""
-        if not self._is_plain or self._setting != _setting(launch):
-            return False
+        """Whether `launch` is like this one, and has been run."""
         arguments = {**launch.arguments, **self._told}
-        if not self._has_alike(arguments) or self._others(arguments) != self._numbers:
+        if self._others(arguments) != self._numbers or self._setting != _setting(launch):
+            return False
+        if not self._has_alike(arguments):
             return False
         self._compiled[(*launch.grid, 1, 1)[:3]](*self._all(arguments))
         return True
 
     def _has_alike(self, arguments: Arguments) -> bool:
-        """Tensors and free numbers."""
+        """Tensors and free numbers: addresses that 16 divides, numbers of 32 bits."""
         for name, dtype in self._tensors.items():
             value = arguments[name]
             if not isinstance(value, Tensor) or value.dtype is not dtype or value.data_ptr() % _ALIGNMENT:

@@ -41,11 +41,13 @@ class Launch:
         if _instead is not None:
             _instead(self)
         elif 0 not in self.grid:
-            again = _last.get(id(self.kernel))
-            if again is None or not again.run(self):
+            last = _last.get(id(self.kernel), ())
+            if not any(again.run(self) for again in last):
                 compiled = self.kernel[self.grid](**self.keywords(current_arch()))
                 if not _interpreted():
-                    _last[id(self.kernel)] = Again(self, self.told(current_arch()), compiled)
+                    again = Again(self, self.told(current_arch()), compiled)
+                    if again.can_be_repeated:
+                        _last[id(self.kernel)] = (again, *last[: _REMEMBERED - 1])
 
     def compile(self) -> Any:
         """For the device that Triton's driver says; what has been compiled."""
@@ -79,8 +81,10 @@ def current_arch() -> int:
     return 0 if _interpreted() else int(triton.runtime.driver.active.get_current_target().arch)
 
 
-_last: dict[int, Again] = {}
-"""By kernels, which stay as long as the process does."""
+_last: dict[int, tuple[Again, ...]] = {}
+"""By kernels, which stay as long as the process does; the newest first."""
+_REMEMBERED = 8
+"""So many different ones of a kernel: a layer's four products and the head take turns."""
 _instead: Callable[[Launch], None] | None = None
 
 
