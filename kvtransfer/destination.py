@@ -106,23 +106,27 @@ class Puller:
         once the offer is over, or its source has not answered within the lease."""
         source = f"{ticket.worker_id} at {ticket.address}"
         request = pb.KeepRequest(transfer_id=ticket.transfer_id, incarnation=ticket.incarnation)
-        deadline = self._clock.now() + ticket.lease_seconds
         pause = ticket.lease_seconds / 3
+        renewed = self._clock.now()
+        # Nobody knows how long the ticket was on its way, so the first word goes out early. Not at once: most requests
+        # find room before.
+        due = renewed + ticket.lease_seconds / 10
         while True:
-            await asyncio.sleep(pause)
+            await asyncio.sleep(max(0.0, due - self._clock.now()))
             asked = self._clock.now()
+            due = asked + pause
             try:
                 async with self._channels.to(ticket.address) as channel:
                     answer = await transfer_pb2_grpc.TransferStub(channel).Keep(request, timeout=pause)
             except grpc.RpcError:
-                if self._clock.now() >= deadline:
+                if self._clock.now() >= renewed + ticket.lease_seconds:
                     raise PeerLost(
                         f"{source} has not answered within the lease of {ticket.lease_seconds:g} s"
                     ) from None
                 continue
             if answer.WhichOneof("message") != "renewed":
                 raise refusal_error(answer.refused, source)
-            deadline = asked + ticket.lease_seconds
+            renewed = asked
 
     async def borrow(
         self, lender: WorkerId, address: str, incarnation: int, id: AttemptId, hashes: Sequence[BlockHash]

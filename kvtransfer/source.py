@@ -290,9 +290,15 @@ class SourceLedger:
             self._end(offered, SourceState.EXPIRED)
 
     async def run_reaper(self) -> None:
-        """Reaps until cancelled."""
+        """Reaps until cancelled. Time for which this process was held up counts against nobody: what pullers said
+        meanwhile has not been heard yet."""
         while True:
-            await asyncio.sleep(min(self.lease_seconds / 4, _MAX_REAP_SECONDS))
+            pause = min(self.lease_seconds / 4, _MAX_REAP_SECONDS)
+            due = self._clock.now() + pause
+            await asyncio.sleep(pause)
+            late = max(0.0, self._clock.now() - due)
+            for offered in self._sets.values():
+                offered.deadline += late
             try:
                 self.reap()
             except Exception:

@@ -164,6 +164,21 @@ async def test_the_reaper_runs_by_itself(book: Book) -> None:
     reaper.cancel()
 
 
+async def test_time_for_which_the_worker_itself_was_held_up_ends_no_set(book: Book) -> None:
+    """What the puller said meanwhile is still to be heard."""
+    _, ticket = book.offer()
+    book.ledger.lease_seconds = 0.004  # how often it looks
+    reaper = asyncio.create_task(book.ledger.run_reaper())
+    await asyncio.sleep(0)
+    book.clock.advance(LEASE)  # in one pause of the reaper
+    await asyncio.sleep(0.05)
+    reaper.cancel()
+    assert kept(book, ticket)
+    book.clock.advance(LEASE)
+    book.ledger.reap()
+    assert book.terminal == [ID]
+
+
 async def test_a_reaper_outlives_a_listener_that_fails(book: Book, caplog: pytest.LogCaptureFixture) -> None:
     calls: list[AttemptId] = []
 
