@@ -8,10 +8,20 @@ import sys
 from collections.abc import Callable, Sequence
 
 from baton import __version__
-from baton.errors import BatonError
+from baton.errors import BatonError, ConfigError
+
+
+def _needs_linux() -> None:
+    """Pools are memory files that other processes open by /proc, and a part dies with its parent by prctl."""
+    if sys.platform != "linux":
+        raise ConfigError(
+            f"this is {sys.platform}, and Baton's servers run on Linux: start them in a container made from Baton's "
+            "Dockerfile; generate, chat and status work here"
+        )
 
 
 def _up(argv: Sequence[str]) -> int:
+    _needs_linux()
     from baton.cli import up
 
     return up.main(argv)
@@ -43,6 +53,7 @@ def _bench(argv: Sequence[str]) -> int:
 
 def _part(module: str) -> Callable[[Sequence[str]], int]:
     def run(argv: Sequence[str]) -> int:
+        _needs_linux()
         os.execv(sys.executable, [sys.executable, "-m", module, *argv])
 
     return run

@@ -25,3 +25,15 @@ def test_stdout_may_be_anything_that_can_be_printed_to(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "stdout", written := io.StringIO())
     assert main(["--version"]) == 0
     assert written.getvalue().startswith("baton ")
+
+
+@pytest.mark.parametrize("server", ["up", "router", "prefill", "decode"])
+def test_a_server_elsewhere_than_on_linux_says_where_it_runs(
+    server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert main([server]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"baton {server}: this is darwin, and Baton's servers run on Linux: start them in a container"
+    )
