@@ -11,17 +11,7 @@ from baton import __version__
 from baton.errors import BatonError, ConfigError
 
 
-def _needs_linux() -> None:
-    """Pools are memory files that other processes open by /proc, and a part dies with its parent by prctl."""
-    if sys.platform != "linux":
-        raise ConfigError(
-            f"this is {sys.platform}, and Baton's servers run on Linux: start them in a container made from Baton's "
-            "Dockerfile; generate, chat and status work here"
-        )
-
-
 def _up(argv: Sequence[str]) -> int:
-    _needs_linux()
     from baton.cli import up
 
     return up.main(argv)
@@ -53,7 +43,6 @@ def _bench(argv: Sequence[str]) -> int:
 
 def _part(module: str) -> Callable[[Sequence[str]], int]:
     def run(argv: Sequence[str]) -> int:
-        _needs_linux()
         os.execv(sys.executable, [sys.executable, "-m", module, *argv])
 
     return run
@@ -71,6 +60,9 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "bench": ("measure the engine, or servers under load", _bench),
     "sim": ("drive the state machines through seeded faults, in virtual time", _part("sim")),
 }
+
+_ON_LINUX = {"up", "prefill", "decode"}
+"""They start workers, whose pools are memory files that other processes open by /proc."""
 
 
 def print_any_text() -> None:
@@ -101,6 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"baton: there is no command {command!r}\n\n{usage()}", file=sys.stderr)
         return 2
     try:
+        if command in _ON_LINUX and sys.platform != "linux":
+            raise ConfigError(
+                f"this is {sys.platform}, and workers run on Linux: start them in a container made from Baton's "
+                "Dockerfile; generate, chat and status work here"
+            )
         return COMMANDS[command][1](rest)
     except BatonError as error:
         print(f"baton {command}: {error.message}", file=sys.stderr)

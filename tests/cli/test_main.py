@@ -27,13 +27,11 @@ def test_stdout_may_be_anything_that_can_be_printed_to(monkeypatch: pytest.Monke
     assert written.getvalue().startswith("baton ")
 
 
-@pytest.mark.parametrize("server", ["up", "router", "prefill", "decode"])
-def test_a_server_elsewhere_than_on_linux_says_where_it_runs(
-    server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", ["up", "prefill", "decode"])
+def test_what_starts_workers_elsewhere_than_on_linux_says_where_they_run(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert main([server]) == 1
+    assert main([command]) == 1
     said = capsys.readouterr().err
-    assert said.startswith(
-        f"baton {server}: this is darwin, and Baton's servers run on Linux: start them in a container"
-    )
+    assert said.startswith(f"baton {command}: this is darwin, and workers run on Linux: start them in a container")

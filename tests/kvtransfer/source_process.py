@@ -26,8 +26,8 @@ FIRST_TOKEN = 4242
 
 
 def lease_seconds(transport: str) -> float:
-    """Longer than it takes to claim: connecting, and the test's collection of garbage after the offer was made."""
-    return 5.0 if transport == "nixl" else 3.0
+    """Longer than it takes to connect."""
+    return 5.0 if transport == "nixl" else 1.0
 
 
 async def main(transport: str) -> None:

@@ -128,13 +128,13 @@ def dtype(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def source(transport: str) -> Iterator[Source]:
+    gc.collect()  # what other tests left in cycles still maps their pools. Before the offer: its lease runs meanwhile
     source = Source(transport)
     yield source
     source.end()
 
 
 def mapped_pools() -> int:
-    gc.collect()  # or those that other tests have left in cycles go at a moment of their own
     return Path("/proc/self/maps").read_text().count("/memfd:baton-kv")
 
 
