@@ -9,6 +9,7 @@ import torch
 
 from engine.loader import LoadedModel, load_model
 from tests.engine.driver import DEVICE
+from tests.engine.scheduler_harness import Harness
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,3 +29,8 @@ def loaded(checkpoint: Callable[[str], Path]) -> Callable[[str], LoadedModel]:
         return load_model(str(checkpoint(family)), device=DEVICE)
 
     return load
+
+
+@pytest.fixture(params=["one by one", "overlapped"])
+def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Harness, "overlap", request.param == "overlapped")

@@ -9,19 +9,24 @@ from collections import defaultdict, deque
 import pytest
 
 from baton.clock import Clock
+from baton.hashing import root_hash
 from baton.ids import AttemptId
 from baton.sampling import SamplingParams
 from engine.block_pool import BlockPool
 from engine.engine import Engine
 from engine.limits import SchedulerLimits
-from engine.messages import AddRequest, Ended, Event, Task, Tokens
+from engine.messages import AddRequest, Ended, Event, Reserved, Task, Tokens
 from engine.pacing import Pacer
 from engine.plan import StepPlan
 from engine.scheduler import Scheduler
+from engine.step_cost import Coefficients
 from engine.swap import SwapPool
 from tests.engine.scripted_runner import ScriptedRunner
 
 BLOCK = 4
+ROOT = root_hash(b"model")
+KNOWN = Coefficients(token=1e-3)
+"""Of a machine where computing a token again costs a millisecond."""
 
 
 class Harness:
@@ -134,3 +139,11 @@ class RestlessClock:
 def prompt_of(length: int, seed: int = 0) -> list[int]:
     rng = random.Random(seed)
     return [rng.randrange(50) for _ in range(length)]
+
+
+def land(h: Harness, request: AttemptId, prompt: list[int]) -> None:
+    """Does what a transfer does: fills the reserved blocks."""
+    reserved = h.of(Reserved, request)[0]
+    for position, token in enumerate(prompt):
+        if position // BLOCK >= reserved.first_missing:
+            h.runner.kv[reserved.blocks[position // BLOCK].index][position % BLOCK] = token

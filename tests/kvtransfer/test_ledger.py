@@ -4,70 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import Counter
-from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from baton.clock import ManualClock
 from baton.errors import InternalError
-from baton.ids import AttemptId, BlockRef, Incarnation, TransferId, WorkerId
-from baton.metrics import Metrics, TransferMetrics
+from baton.ids import AttemptId, Incarnation, TransferId, WorkerId
 from kvtransfer.checksum import xxh3_checksum
-from kvtransfer.gate import Gate, ReadPermits
 from kvtransfer.lifetimes import SourceState
 from kvtransfer.memory import HostMemory
 from kvtransfer.refusal import Refusal, RefusalReason
-from kvtransfer.source import Claimant, ClaimRequest, Prefilled, SourceLedger
+from kvtransfer.source import Prefilled
 from kvtransfer.ticket import Ticket
-from tests.kvtransfer.rig import INCARNATION, LAYOUT, PULLER_ID, SOURCE_ID, fill, make_pool, pattern, take
-
-T = TypeVar("T")
-LEASE = 10.0
-ID = AttemptId("req-1", 0)
+from tests.kvtransfer.book import ID, LEASE, Book, claim_of
+from tests.kvtransfer.rig import LAYOUT, pattern, take
 
 
-class Book:
-    """A ledger and what it needs."""
-
-    def __init__(self) -> None:
-        self.memory = make_pool()
-        self.clock = ManualClock(100.0)
-        self.metrics = Metrics()
-        self.permits = ReadPermits()
-        self.terminal: list[AttemptId] = []
-        self.executor = ThreadPoolExecutor(1)
-        self.ledger = SourceLedger(
-            memory=self.memory,
-            layout=LAYOUT,
-            worker_id=SOURCE_ID,
-            address="127.0.0.1:1",
-            incarnation=INCARNATION,
-            lease_seconds=LEASE,
-            on_terminal=self.terminal.append,
-            clock=self.clock,
-            metrics=TransferMetrics(self.metrics),
-            executor=self.executor,
-            permits=self.permits,
-        )
-
-    def offer(self, count: int = 4, id: AttemptId = ID) -> tuple[list[BlockRef], Ticket]:
-        blocks = take(self.memory, range(5, 5 + count))
-        fill(self.memory, blocks)
-        return blocks, self.ledger.offer(id, blocks, 16 * count)
-
-    def refused(self, request: ClaimRequest) -> Refusal:
-        before = self.ledger.counts(), list(self.terminal)
-        with pytest.raises(Refusal) as caught:
-            self.ledger.claim(request)
-        assert (self.ledger.counts(), self.terminal) == before
-        return caught.value
+@pytest.fixture
+async def book() -> Any:
+    made = Book()
+    yield made
+    made.executor.shutdown()
 
 
 def kept(book: Book, ticket: Ticket) -> bool:
@@ -76,17 +34,6 @@ def kept(book: Book, ticket: Ticket) -> bool:
     except Refusal:
         return False
     return True
-
-
-def claim_of(ticket: Ticket, first_block: int = 0, worker_id: WorkerId = PULLER_ID) -> ClaimRequest:
-    return ClaimRequest(ticket.transfer_id, ticket.incarnation, ticket.id, ticket.layout, first_block, worker_id)
-
-
-@pytest.fixture
-async def book() -> Any:
-    made = Book()
-    yield made
-    made.executor.shutdown()
 
 
 async def test_an_offer_that_is_kept_outlives_its_lease_and_no_longer(book: Book) -> None:
@@ -383,142 +330,3 @@ async def test_an_abort_storm_ends_as_fast_as_it_came(book: Book) -> None:
         book.ledger.abort(id)
     assert book.terminal == ids
     assert await book.ledger.drain(0.01)
-
-
-class LedgerMachine(RuleBasedStateMachine):
-    """Any order of what engine, pullers, readers and time can do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loop = asyncio.new_event_loop()
-        self.tickets: list[Ticket] = []
-        self.claimants: list[Claimant] = []
-        self.inside: list[tuple[AttemptId, Gate]] = []
-
-    def do(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return self.loop.run_until_complete(coroutine)
-
-    @initialize()
-    def open(self) -> None:
-        async def make() -> Book:
-            return Book()
-
-        self.book = self.do(make())
-        self.clock_at_renewal: dict[AttemptId, float] = {}
-
-    @rule(count=st.integers(1, 4))
-    def offer(self, count: int) -> None:
-        async def run() -> None:
-            id = AttemptId("r", len(self.tickets))
-            self.tickets.append(self.book.offer(count, id)[1])
-            self.clock_at_renewal[id] = self.book.clock.now()
-
-        self.do(run())
-
-    @precondition(lambda self: self.tickets)
-    @rule(data=st.data(), worker=st.sampled_from(["a", "b"]), first=st.integers(0, 5))
-    def claim(self, data: st.DataObject, worker: str, first: int) -> None:
-        ticket = data.draw(st.sampled_from(self.tickets))
-
-        async def run() -> None:
-            try:
-                self.claimants.append(self.book.ledger.claim(claim_of(ticket, first, WorkerId(worker))))
-                self.clock_at_renewal[ticket.id] = self.book.clock.now()
-            except Refusal:
-                pass
-
-        self.do(run())
-
-    @precondition(lambda self: self.claimants)
-    @rule(data=st.data(), release=st.booleans())
-    def renew_or_release(self, data: st.DataObject, release: bool) -> None:
-        claimant = data.draw(st.sampled_from(self.claimants))
-
-        async def run() -> None:
-            try:
-                if release:
-                    self.book.ledger.release(claimant)
-                else:
-                    self.book.ledger.renew(claimant)
-                    self.clock_at_renewal[claimant.offered.ticket.id] = self.book.clock.now()
-            except Refusal:
-                pass
-
-        self.do(run())
-
-    @precondition(lambda self: self.tickets)
-    @rule(data=st.data(), what=st.sampled_from(["seal", "prefilled", "abort"]))
-    def engine(self, data: st.DataObject, what: str) -> None:
-        ticket = data.draw(st.sampled_from(self.tickets))
-
-        async def run() -> None:
-            match what:
-                case "seal":
-                    self.book.ledger.seal(ticket.id, data.draw(st.integers(0, len(ticket.blocks))))
-                case "prefilled":
-                    self.book.ledger.prefilled(ticket.id, 1)
-                case "abort":
-                    self.book.ledger.abort(ticket.id)
-
-        self.do(run())
-
-    @rule(seconds=st.sampled_from([0.1, 4.0, LEASE]))
-    def time_passes(self, seconds: float) -> None:
-        async def run() -> None:
-            self.book.clock.advance(seconds)
-            self.book.ledger.reap()
-
-        self.do(run())
-
-    @rule(data=st.data())
-    def reader_enters(self, data: st.DataObject) -> None:
-        permits = self.book.permits.snapshot()
-        if permits:
-            transfer_id = data.draw(st.sampled_from(sorted(permits)))
-            ticket = next(t for t in self.tickets if t.transfer_id == transfer_id)
-            assert permits[transfer_id].gate.enter()
-            self.inside.append((ticket.id, permits[transfer_id].gate))
-
-    @precondition(lambda self: self.inside)
-    @rule(data=st.data())
-    def reader_leaves(self, data: st.DataObject) -> None:
-        _, gate = self.inside.pop(data.draw(st.integers(0, len(self.inside) - 1)))
-
-        async def run() -> None:
-            gate.leave()
-            await asyncio.sleep(0)  # what the last one out says comes by way of the loop
-
-        self.do(run())
-
-    @invariant()
-    def each_set_is_live_or_read_or_let_go_once(self) -> None:
-        if not hasattr(self, "book"):
-            return
-        live, read = set(self.book.ledger.live()), {id for id, _ in self.inside}
-        assert len(self.book.terminal) == len(set(self.book.terminal))
-        for ticket in self.tickets:
-            let_go = ticket.id in self.book.terminal
-            assert let_go is (ticket.id not in live and ticket.id not in read)
-        assert self.book.ledger.draining == len(read - live)
-        now = self.book.clock.now()
-        assert all(now < self.clock_at_renewal[id] + LEASE for id in live)
-
-    @invariant()
-    def the_metrics_say_the_same(self) -> None:
-        if not hasattr(self, "book"):
-            return
-        sample = self.book.metrics.registry.get_sample_value
-        counts = self.book.ledger.counts()
-        for state in (SourceState.OFFERED, SourceState.CLAIMED):
-            assert (sample("baton_kv_transfers", {"state": state.value}) or 0) == counts.get(state, 0)
-        ended = Counter(
-            {s: sample("baton_kv_transfers_ended_total", {"state": s}) or 0 for s in ("released", "expired", "aborted")}
-        )
-        assert ended.total() + sum(counts.values()) == len(self.tickets)
-
-    def teardown(self) -> None:
-        self.loop.close()
-
-
-LedgerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestLedgerMachine = LedgerMachine.TestCase
